@@ -1,0 +1,56 @@
+#!/usr/bin/env python3
+"""Train a Vision Transformer on MNIST, the handwritten digits, read from its four IDX files.
+
+The files are looked for under --data, then $VITNP_DATA, then the platform's cache folder.
+"""
+
+from pathlib import Path
+
+from vitnp import ViTConfig, train
+from vitnp.data import load_mnist
+
+
+def make_config(args):
+    return ViTConfig(
+        image_size=28,
+        patch_size=args.patch_size,
+        channels=1,
+        num_classes=10,
+        dim=args.dim,
+        depth=args.depth,
+        num_heads=args.heads,
+        mlp_dim=args.mlp_dim,
+        dropout=args.dropout,
+        pool=args.pool,
+    )
+
+
+def load_data(args):
+    return load_mnist("train", args.data), load_mnist("test", args.data)
+
+
+def make_parser():
+    parser = train.training_parser(
+        __doc__.split("\n")[0],
+        patch_size=4,
+        dim=64,
+        depth=4,
+        heads=4,
+        mlp_dim=128,
+        dropout=0.0,
+        epochs=12,
+        batch_size=128,
+        lr=2e-3,
+        warmup_epochs=1.0,
+        weight_decay=0.05,
+        label_smoothing=0.05,
+        shift=2,
+        held_out=2000,
+        out=Path("runs/mnist"),
+    )
+    parser.add_argument("--data", type=Path, help="folder with the files, themselves or in mnist/ or MNIST/raw/")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(train.main(make_parser(), make_config, load_data))

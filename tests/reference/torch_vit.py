@@ -1,0 +1,287 @@
+"""The Vision Transformer a second time, in PyTorch with automatic differentiation, to measure vitnp against.
+
+A gradient check proves that a backward belongs to its forward, not that the forward is a ViT: a lost
+1/sqrt(K), an unbiased variance or a permuted qkv pass it to the last bit. So this file is written from the
+paper (Dosovitskiy et al., arXiv 2010.11929, equations 1 to 4) and from the names and layouts that vitnp
+promises in public. It shares no code with vitnp and goes other ways where it can: a convolution for the
+patches, three separate projections for q, k and v, torch's own attention, layer norm, GELU and cross-entropy.
+
+    vitnp                             here
+    weight (d_in, d_out)              nn.Linear.weight (d_out, d_in)
+    patch_embed.weight (PhPwC, D)     nn.Conv2d.weight (D, C, Ph, Pw)
+    qkv.weight (D, 3D)                q.weight, k.weight, v.weight, each (D, D)
+    gamma, beta                       nn.LayerNorm.weight, nn.LayerNorm.bias
+    images (B, H, W, C)               the same on entry
+"""
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Block(nn.Module):
+    """Equations 2 and 3: z' = MSA(LN(z)) + z,   z = MLP(LN(z')) + z'."""
+
+    def __init__(self, dim, num_heads, mlp_dim, gelu, eps, dtype):
+        super().__init__()
+        self.num_heads = num_heads
+        self.approximate = {"tanh": "tanh", "erf": "none"}[gelu]
+        self.norm1 = nn.LayerNorm(dim, eps=eps, dtype=dtype)
+        self.q = nn.Linear(dim, dim, dtype=dtype)
+        self.k = nn.Linear(dim, dim, dtype=dtype)
+        self.v = nn.Linear(dim, dim, dtype=dtype)
+        self.proj = nn.Linear(dim, dim, dtype=dtype)
+        self.norm2 = nn.LayerNorm(dim, eps=eps, dtype=dtype)
+        self.fc1 = nn.Linear(dim, mlp_dim, dtype=dtype)
+        self.fc2 = nn.Linear(mlp_dim, dim, dtype=dtype)
+
+    def split(self, x):
+        """(B, N, D) -> (B, H, N, K)"""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def forward(self, z):
+        y = self.norm1(z)
+        heads = F.scaled_dot_product_attention(
+            self.split(self.q(y)), self.split(self.k(y)), self.split(self.v(y))
+        )
+        z = z + self.proj(heads.transpose(1, 2).flatten(2))
+        return z + self.fc2(F.gelu(self.fc1(self.norm2(z)), approximate=self.approximate))
+
+
+class TorchViT(nn.Module):
+    """Takes the fields of a ViTConfig by name, and arrays in vitnp's names and layouts."""
+
+    def __init__(
+        self,
+        image_size,
+        patch_size,
+        channels,
+        num_classes,
+        dim,
+        depth,
+        num_heads,
+        mlp_dim,
+        pool="token",
+        gelu="tanh",
+        layer_norm_eps=1e-6,
+        representation_size=None,
+        dtype=torch.float64,
+    ):
+        super().__init__()
+        self.dtype = dtype
+        self.patch_size = tuple(patch_size)
+        patches = (image_size[0] // patch_size[0]) * (image_size[1] // patch_size[1])
+        self.patch_embed = nn.Conv2d(channels, dim, self.patch_size, stride=self.patch_size, dtype=dtype)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim, dtype=dtype)) if pool == "token" else None
+        tokens = patches + (pool == "token")
+        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, dim, dtype=dtype))
+        blocks = [Block(dim, num_heads, mlp_dim, gelu, layer_norm_eps, dtype) for _ in range(depth)]
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(dim, eps=layer_norm_eps, dtype=dtype)
+        self.pre_logits = nn.Linear(dim, representation_size, dtype=dtype) if representation_size else None
+        self.head = nn.Linear(representation_size or dim, num_classes, dtype=dtype)
+
+    def forward(self, images):
+        """images (B, H, W, C) -> logits (B, classes)"""
+        z = self.patch_embed(images.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+        return self.classify(self.encode(self.embed(z)))
+
+    def embed(self, patches):
+        """Equation 1: [class token; patches] + positions. The mean-pooled model has no class token."""
+        if self.cls_token is not None:
+            patches = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+        return patches + self.pos_embed
+
+    def encode(self, z):
+        for block in self.blocks:
+            z = block(z)
+        return z
+
+    def classify(self, z):
+        """Equation 4, y = LN(z)_0 (or the mean over tokens), then the head."""
+        y = self.norm(z)
+        y = y.mean(1) if self.cls_token is None else y[:, 0]
+        if self.pre_logits is not None:
+            y = torch.tanh(self.pre_logits(y))
+        return self.head(y)
+
+    def layout(self):
+        """vitnp name -> (torch parameters, join: their arrays to vitnp's array, split: the way back)"""
+        table = {
+            "pos_embed": ([self.pos_embed], *_SAME),
+            **_norm("norm", self.norm),
+            **_dense("head", self.head),
+        }
+        if self.cls_token is not None:
+            table["cls_token"] = ([self.cls_token], *_SAME)
+        if self.pre_logits is not None:
+            table.update(_dense("pre_logits", self.pre_logits))
+        table["patch_embed.weight"] = ([self.patch_embed.weight], *self._kernel())
+        table["patch_embed.bias"] = ([self.patch_embed.bias], *_SAME)
+        for i, block in enumerate(self.blocks):
+            qkv = (block.q, block.k, block.v)
+            table.update(_norm(f"blocks.{i}.norm1", block.norm1))
+            table[f"blocks.{i}.attn.qkv.weight"] = ([part.weight for part in qkv], *_FUSED_WEIGHT)
+            table[f"blocks.{i}.attn.qkv.bias"] = ([part.bias for part in qkv], *_FUSED_BIAS)
+            table.update(_dense(f"blocks.{i}.attn.proj", block.proj))
+            table.update(_norm(f"blocks.{i}.norm2", block.norm2))
+            table.update(_dense(f"blocks.{i}.mlp.fc1", block.fc1))
+            table.update(_dense(f"blocks.{i}.mlp.fc2", block.fc2))
+        return table
+
+    def _kernel(self):
+        """(D, C, Ph, Pw) to rows in (row, column, channel) order, and back."""
+        dim, channels = self.patch_embed.weight.shape[:2]
+        return (
+            lambda parts: parts[0].transpose(2, 3, 1, 0).reshape(-1, dim),
+            lambda array: [array.reshape(*self.patch_size, channels, dim).transpose(3, 2, 0, 1)],
+        )
+
+    def load(self, parameters):
+        """Copy vitnp's parameters in. Names and shapes must match exactly."""
+        table = self.layout()
+        if table.keys() != parameters.keys():
+            raise ValueError(f"names that only one side has: {sorted(table.keys() ^ parameters.keys())}")
+        for name, (tensors, _, split) in table.items():
+            for tensor, part in zip(tensors, split(np.asarray(parameters[name])), strict=True):
+                if tensor.shape != part.shape:
+                    raise ValueError(f"{name} has shape {parameters[name].shape}, which does not fit")
+                tensor.data.copy_(torch.from_numpy(np.array(part)))
+        return self
+
+    def arrays(self):
+        """The parameters in vitnp's names and layouts (copies)."""
+        return {
+            name: np.array(join([_numpy(t) for t in tensors]))
+            for name, (tensors, join, _) in self.layout().items()
+        }
+
+    def gradients(self):
+        """The gradients that autograd left behind, in vitnp's names and layouts (copies)."""
+        table = self.layout()
+        return {
+            name: np.array(join([_numpy(t.grad) for t in tensors]))
+            for name, (tensors, join, _) in table.items()
+        }
+
+    def loss(self, images, labels, label_smoothing=0.0):
+        """Mean cross-entropy of arrays: labels are integers (B,) or soft targets (B, classes)."""
+        labels = torch.from_numpy(np.array(labels))
+        labels = labels.to(self.dtype) if labels.is_floating_point() else labels.long()
+        logits = self(images)
+        return logits, F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+
+    def measure(self, images, labels, label_smoothing=0.0):
+        """-> logits, loss, {name: gradient}, image gradient, as arrays"""
+        self.zero_grad()
+        x = torch.from_numpy(np.array(images)).to(self.dtype).requires_grad_()
+        logits, loss = self.loss(x, labels, label_smoothing)
+        loss.backward()
+        return _numpy(logits), loss.item(), self.gradients(), _numpy(x.grad)
+
+    def adamw(self, lr, weight_decay, betas=(0.9, 0.999), eps=1e-8):
+        """torch.optim.AdamW, decaying the matrices called `weight` and nothing else."""
+        decayed, plain = [], []
+        for name, (tensors, _, _) in self.layout().items():
+            (decayed if name.endswith(".weight") else plain).extend(tensors)
+        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps)
+
+    def train_on(self, batches, rates, weight_decay):
+        """One AdamW step for each learning rate, cycling over the batches -> the loss before each step"""
+        optimizer = self.adamw(rates[0], weight_decay)
+        losses = []
+        for step, rate in enumerate(rates):
+            images, labels = batches[step % len(batches)]
+            for group in optimizer.param_groups:
+                group["lr"] = float(rate)
+            optimizer.zero_grad()
+            _, loss = self.loss(torch.from_numpy(np.array(images)).to(self.dtype), labels)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return np.array(losses)
+
+
+def adam_path(model, base, phase, rates, settings, stops):
+    """AdamW under the gradients base * cos(t / 10 + phase), t = 1, 2, ... -> {stop: parameters after it}"""
+    optimizer = model.adamw(rates[0], **settings)
+    table, seen = model.layout(), {}
+    for step, rate in enumerate(rates, start=1):
+        for group in optimizer.param_groups:
+            group["lr"] = float(rate)
+        for name, (tensors, _, split) in table.items():
+            parts = split(base[name] * np.cos(0.1 * step + phase[name]))
+            for tensor, part in zip(tensors, parts, strict=True):
+                tensor.grad = torch.from_numpy(np.array(part)).to(model.dtype)
+        optimizer.step()
+        if step in stops:
+            seen[step] = model.arrays()
+    return seen
+
+
+def logits_by_another_road(model, images):
+    """The reference's own witness: patches cut with unfold, nn.TransformerEncoderLayer for every block."""
+    height, width = model.patch_size
+    cut = images.unfold(1, height, height).unfold(2, width, width)  # (B, rows, columns, C, Ph, Pw)
+    z = cut.flatten(3).flatten(1, 2) @ model.patch_embed.weight.flatten(1).T + model.patch_embed.bias
+    z = model.embed(z)
+    for block in model.blocks:
+        z = _encoder_layer(block)(z)
+    return model.classify(z)
+
+
+def _encoder_layer(block):
+    layer = nn.TransformerEncoderLayer(
+        block.q.in_features,
+        block.num_heads,
+        block.fc1.out_features,
+        dropout=0.0,
+        activation=lambda x: F.gelu(x, approximate=block.approximate),
+        layer_norm_eps=block.norm1.eps,
+        batch_first=True,
+        norm_first=True,
+        dtype=block.q.weight.dtype,
+    )
+    qkv = (block.q, block.k, block.v)
+    layer.self_attn.in_proj_weight.data = torch.cat([part.weight.data for part in qkv])
+    layer.self_attn.in_proj_bias.data = torch.cat([part.bias.data for part in qkv])
+    layer.self_attn.out_proj.load_state_dict(block.proj.state_dict())
+    for ours, theirs in [("norm1", "norm1"), ("norm2", "norm2"), ("fc1", "linear1"), ("fc2", "linear2")]:
+        getattr(layer, theirs).load_state_dict(getattr(block, ours).state_dict())
+    return layer
+
+
+def hard_parameters(shapes, rng):
+    """Random values under which no mistake can hide: gamma is not 1, and nothing is 0.
+
+    shapes: {name: shape}. Multiples of 2**-12, so exact in float32 too and small in a compressed file.
+    """
+
+    def draw(name, shape):
+        noise = rng.standard_normal(shape)
+        if name.endswith("weight"):
+            return noise * (2.0 if "qkv" in name else 1.0) / np.sqrt(shape[0])
+        return 1 + 0.3 * noise if name.endswith("gamma") else 0.4 * noise
+
+    return {name: np.round(draw(name, shape) * 4096) / 4096 for name, shape in shapes.items()}
+
+
+def _numpy(tensor):
+    return tensor.detach().numpy()
+
+
+def _norm(name, norm):
+    return {f"{name}.gamma": ([norm.weight], *_SAME), f"{name}.beta": ([norm.bias], *_SAME)}
+
+
+def _dense(name, linear):
+    return {f"{name}.weight": ([linear.weight], *_TRANSPOSED), f"{name}.bias": ([linear.bias], *_SAME)}
+
+
+# Each pair is (join, split): arrays of the torch parameters -> vitnp's array, and back.
+_SAME = (lambda parts: parts[0], lambda array: [array])
+_TRANSPOSED = (lambda parts: parts[0].T, lambda array: [array.T])
+_FUSED_WEIGHT = (lambda parts: np.concatenate(parts).T, lambda array: np.split(array.T, 3))
+_FUSED_BIAS = (np.concatenate, lambda array: np.split(array, 3))

@@ -1,0 +1,38 @@
+"""A Vision Transformer in plain NumPy, every forward and every backward written by hand, the same code on CuPy."""
+
+from vitnp.backend import DeviceError, array_module, to_cpu, to_device
+from vitnp.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from vitnp.context import Context, ContextError
+from vitnp.gradient_check import GradcheckError, gradcheck
+from vitnp.layer import Layer
+from vitnp.losses import softmax_cross_entropy
+from vitnp.optim import Adam, clip_global_norm
+from vitnp.parallel import ShardedStep
+from vitnp.schedules import warmup_decay
+from vitnp.vit import ConfigError, VisionTransformer, ViTConfig
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adam",
+    "Checkpoint",
+    "CheckpointError",
+    "ConfigError",
+    "Context",
+    "ContextError",
+    "DeviceError",
+    "GradcheckError",
+    "Layer",
+    "ShardedStep",
+    "ViTConfig",
+    "VisionTransformer",
+    "array_module",
+    "clip_global_norm",
+    "gradcheck",
+    "load_checkpoint",
+    "save_checkpoint",
+    "softmax_cross_entropy",
+    "to_cpu",
+    "to_device",
+    "warmup_decay",
+]

@@ -1,0 +1,212 @@
+"""Context: everything that one pass computes, so that layers hold nothing but what is learned.
+
+    saved tensors   what backward needs of forward           ctx.save(layer, x=x)   ctx.saved(layer).x
+    gradients       of the parameters, always added to       ctx.add_grad(layer, gamma=...)
+    buffers         memory that the next pass uses again     ctx.empty(layer, "y", shape, like=x)
+    randomness      a seed, a step and a row, no stream      ctx.random_bits(layer, shape, like=x)
+    mode            ctx.train
+
+Two contexts never touch each other, so one model may be used by any number of them at a time, on any number of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vitnp.backend import Array, array_module
+
+if TYPE_CHECKING:
+    from vitnp.layer import Layer, Layout
+
+
+class ContextError(RuntimeError):
+    """A pass was asked for something that it did not record, or in an order that cannot be right."""
+
+
+class Context:
+    """The state of one pass through a model.
+
+    Args:
+        train: dropout is active.
+        rng: an integer seed for dropout. With rng=None a pass with active dropout raises.
+        record: keep what backward needs. Follows `train` unless given.
+
+    Attributes:
+        step: which training step this is. A dropout mask is a pure function of (rng, step, layer, row in the batch):
+            the same step draws the same masks again, and `zero_grad` begins the next step.
+        first_row: where this context's batch begins in the global batch, for shards and micro-batches.
+    """
+
+    def __init__(self, train: bool = False, rng: int | None = None, record: bool | None = None) -> None:
+        if rng is not None and (isinstance(rng, bool) or not hasattr(rng, "__index__")):
+            raise TypeError(f"rng is {rng!r}; a Context takes an integer seed or None")
+        self.train = train
+        self.rng = None if rng is None else rng.__index__()
+        self.record = train if record is None else record
+        self.step = 0
+        self.first_row = 0
+        self._saved: dict[Layer, SimpleNamespace] = {}
+        self._flat_grads: dict[Layout, Array] = {}  # a whole model's gradients, one vector
+        self._own_grads: list[Array] = []  # gradients of layers used alone
+        self._grads: dict[tuple[Layer, str], Array] = {}  # by parameter: views into the first, or of the second
+        self._written: set[tuple[Layer, str]] = set()  # gradients that are no longer zero
+        self._buffers: dict[tuple, Array] = {}
+
+    # -- saved tensors ----------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Open a new pass: forget what the last one saved. Gradients, buffers and the step stay."""
+        self._saved.clear()
+
+    def save(self, layer: Layer, **tensors: Any) -> None:
+        """Keep tensors by name for `layer.backward`; does nothing in a context that does not record."""
+        if not self.record:
+            return
+        if layer in self._saved:
+            raise ContextError(
+                f"{layer} ran twice in one pass, which would lose its first record: "
+                "call ctx.begin() between passes, or use a second Context"
+            )
+        self._saved[layer] = SimpleNamespace(**tensors)
+
+    def saved(self, layer: Layer) -> SimpleNamespace:
+        """Return what `layer.forward` saved in this pass, to be read by name and never written to."""
+        try:
+            return self._saved[layer]
+        except KeyError:
+            why = "its forward has not run in this pass" if self.record else "this Context does not record"
+            raise ContextError(
+                f"nothing is saved for {layer}: {why}; run forward with Context(train=True) or Context(record=True)"
+            ) from None
+
+    # -- gradients --------------------------------------------------------------------------------------------------
+
+    def grad(self, layer: Layer, name: str) -> Array:
+        """Return the gradient of the parameter `name` of `layer`: zeros until something was added."""
+        key = layer, name
+        if key not in self._grads:
+            parameter = getattr(layer, name)
+            if layer.layout is None:
+                self._grads[key] = array_module(parameter).zeros_like(parameter)
+                self._own_grads.append(self._grads[key])
+            else:
+                flat = self.flat_grad(layer.layout, like=parameter)
+                self._grads[key] = layer.layout.view(flat, layer.parameter_name(name))
+        return self._grads[key]
+
+    def flat_grad(self, layout: Layout, like: Array) -> Array:
+        """Return the gradients of a whole model as the one vector that they are views into."""
+        if layout not in self._flat_grads:
+            self._flat_grads[layout] = layout.zeros(like)
+        return self._flat_grads[layout]
+
+    def add_grad(self, layer: Layer, **grads: Array) -> None:
+        """Add to gradients of `layer`, by the names of its parameters."""
+        for name, value in grads.items():
+            total = self.grad(layer, name)
+            total += value
+            self._written.add((layer, name))
+
+    def add_product(self, layer: Layer, name: str, a: Array, b: Array) -> None:
+        """Add the matrix product a @ b to a gradient: straight into its place where that is still zero.
+
+        The product has as many elements as the parameter, in the same order; its shape may be another.
+        """
+        total = self.grad(layer, name).reshape(*a.shape[:-1], b.shape[-1])
+        xp = array_module(total)
+        if (layer, name) in self._written:
+            product = self.scratch("product", total.shape, like=total)
+            total += xp.matmul(a, b, out=product)
+        else:
+            xp.matmul(a, b, out=total)
+            self._written.add((layer, name))
+
+    def add_row_sum(self, layer: Layer, name: str, rows: Array) -> None:
+        """Add the sum over a matrix's rows: as a product with ones, which is faster and rounds less than sum(0)."""
+        self.add_product(layer, name, self._ones(len(rows), like=rows), rows)
+
+    def zero_grad(self) -> None:
+        """Set every gradient to zero, in place, and begin the next step."""
+        for array in (*self._flat_grads.values(), *self._own_grads):
+            array.fill(0)
+        self._written.clear()
+        self.step += 1
+
+    # -- memory -----------------------------------------------------------------------------------------------------
+
+    def memory(self, layer: Layer) -> Memory:
+        """Return the memory that a kernel may use on behalf of `layer`."""
+        return Memory(self, layer)
+
+    def empty(self, layer: Layer, name: str, shape: tuple[int, ...], like: Array) -> Array:
+        """Return an uninitialised array of `like`'s type and dtype: the same memory in the next pass.
+
+        Allocating large arrays anew costs more than computing them, for the system clears every page that it hands out.
+        """
+        return self._memory((layer, name), shape, like)
+
+    def scratch(self, name: str, shape: tuple[int, ...], like: Array) -> Array:
+        """Return uninitialised memory that all layers share: for what does not outlive the calling function."""
+        return self._memory((name,), shape, like)
+
+    def _memory(self, key: tuple, shape: tuple[int, ...], like: Array) -> Array:
+        size = math.prod(shape)
+        key = (*key, like.dtype)
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.size < size or type(buffer) is not type(like):
+            buffer = self._buffers[key] = array_module(like).empty(size, like.dtype)
+        return buffer[:size].reshape(shape)
+
+    def _ones(self, size: int, like: Array) -> Array:
+        ones = self._buffers.get(("ones", like.dtype))
+        if ones is None or ones.size < size or type(ones) is not type(like):
+            ones = self._buffers["ones", like.dtype] = array_module(like).ones(size, like.dtype)
+        return ones[:size]
+
+    # -- randomness -------------------------------------------------------------------------------------------------
+
+    def random_bits(self, layer: Layer, shape: tuple[int, ...], like: Array) -> Array:
+        """Return uint32 bits of the given shape (B, ...), each a pure function of its position.
+
+        Counter-based: bits[b, i] is a hash of (rng, step, layer, first_row + b, i). No state moves, so the same bits
+        come out however the batch is cut into shards and micro-batches, on any device, and after a resume.
+        The hash is a multiply-xorshift finaliser (in the manner of MurmurHash3's) with a key of the row at both ends.
+        """
+        if self.rng is None:
+            raise ContextError(f"{layer} draws random bits: give this pass a seed, Context(train=True, rng=0)")
+        key = hashlib.blake2b(f"{self.rng} {self.step} {layer.path}".encode(), digest_size=8).digest()
+        low, high = int.from_bytes(key[:4], "little"), int.from_bytes(key[4:], "little")
+        xp = array_module(like)
+        rows = xp.arange(self.first_row, self.first_row + shape[0], dtype="uint32")[:, None]
+        columns = xp.arange(math.prod(shape[1:]), dtype="uint32")
+        bits = columns + _mix(rows ^ low)
+        return _mix(bits, key=_mix(rows ^ high)).reshape(shape)
+
+
+class Memory(NamedTuple):
+    """Where a kernel puts its results and what it needs on the way: `ctx.empty` and `ctx.scratch` for one layer."""
+
+    ctx: Context
+    layer: Layer
+
+    def empty(self, name: str, shape: tuple[int, ...], like: Array) -> Array:
+        """Return memory for a result, which lives until the next pass of the context."""
+        return self.ctx.empty(self.layer, name, shape, like)
+
+    def scratch(self, name: str, shape: tuple[int, ...], like: Array) -> Array:
+        """Return memory that is free again when the kernel returns."""
+        return self.ctx.scratch(name, shape, like)
+
+
+def _mix(x: Array, key: Array | int = 0) -> Array:
+    """Hash the uint32 array `x` in place: every bit of the result depends on every bit of x and of the key."""
+    x ^= x >> 16
+    x *= 0x7FEB352D
+    x ^= key
+    x ^= x >> 15
+    x *= 0x846CA68B
+    x ^= x >> 16
+    return x

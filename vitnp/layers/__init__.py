@@ -1,0 +1,27 @@
+"""The layers of a Vision Transformer, one file and one derivation each; the files read in this order."""
+
+from vitnp.layers.linear import Linear
+from vitnp.layers.layer_norm import LayerNorm
+from vitnp.layers.gelu import GELU
+from vitnp.layers.tanh import Tanh
+from vitnp.layers.dropout import Dropout
+from vitnp.layers.softmax import Softmax
+from vitnp.layers.patch_embed import PatchEmbed
+from vitnp.layers.embeddings import Embeddings
+from vitnp.layers.attention import Attention
+from vitnp.layers.mlp import MLP
+from vitnp.layers.block import Block
+
+__all__ = [
+    "GELU",
+    "MLP",
+    "Attention",
+    "Block",
+    "Dropout",
+    "Embeddings",
+    "LayerNorm",
+    "Linear",
+    "PatchEmbed",
+    "Softmax",
+    "Tanh",
+]

@@ -1,0 +1,54 @@
+"""Class token and position embedding (Dosovitskiy et al., equation 1).
+
+Forward     y = [cls; x_1; …; x_n] + pos     without a class token, y = x + pos
+Backward    Every sample adds the same cls and pos, so their gradients sum over the batch:
+                dpos = Σ_b dy,   dcls = Σ_b dy[:, 0],   dx = dy without its first token
+
+Shapes      x, dx (B, n, D)    y, dy (B, N, D)    cls (1, 1, D)    pos (1, N, D),   N = n + 1 with a class token
+Saves       nothing
+"""
+
+from __future__ import annotations
+
+from numpy.typing import DTypeLike
+
+from vitnp.backend import Array
+from vitnp.context import Context
+from vitnp.initializers import constant, normal
+from vitnp.layer import Layer
+
+
+class Embeddings(Layer):
+    """Put the class token first (`class_token=True`), then add a learned vector for each position."""
+
+    cls_token: Array
+    pos_embed: Array
+    inline = True  # as everywhere, the names are `cls_token` and `pos_embed`
+
+    def __init__(
+        self, patches: int, dim: int, *, class_token: bool = True, rng: int | None = 0, dtype: DTypeLike = "float32"
+    ) -> None:
+        super().__init__()
+        self.first = int(class_token)  # where the patches begin
+        if class_token:
+            self.declare("cls_token", (1, 1, dim), dtype, constant(0))
+        self.declare("pos_embed", (1, patches + self.first, dim), dtype, normal(0.02))
+        self.built(rng)
+
+    def forward(self, x: Array, ctx: Context) -> Array:
+        """x (B, n, D) -> y (B, N, D)."""
+        B, n, D = x.shape
+        y = ctx.empty(self, "y", (B, n + self.first, D), like=x)
+        if self.first:
+            y[:, :1] = self.cls_token
+        y[:, self.first :] = x
+        y += self.pos_embed
+        ctx.save(self)
+        return y
+
+    def backward(self, dy: Array, ctx: Context) -> Array:
+        """dy (B, N, D) -> dx (B, n, D)."""
+        ctx.add_row_sum(self, "pos_embed", dy.reshape(len(dy), -1))
+        if self.first:
+            ctx.add_row_sum(self, "cls_token", dy[:, 0])
+        return dy[:, self.first :]

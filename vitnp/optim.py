@@ -1,0 +1,97 @@
+"""Adam with decoupled weight decay (Kingma and Ba, arXiv 1412.6980; Loshchilov and Hutter, arXiv 1711.05101).
+
+At step t, for every parameter p with gradient g,
+
+    p ← p − lr · λ p                         decay, for weights only: never biases, norms, class token or positions
+    m ← β₁ m + (1 − β₁) g                    running mean of g
+    v ← β₂ v + (1 − β₂) g²                   running mean of g²
+    p ← p − lr · m̂ / (√v̂ + ε)               m̂ = m / (1 − β₁ᵗ),   v̂ = v / (1 − β₂ᵗ)
+
+m and v start at zero, so after t steps they hold 1 − βᵗ of the weight that a mean has: the division makes up for it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from vitnp.backend import Array, array_module
+from vitnp.context import Context
+from vitnp.vit import VisionTransformer
+
+
+class Adam:
+    """Adam with decoupled weight decay, on a model's one vector of parameters.
+
+    Args:
+        model: its parameters are updated in place.
+        lr: step size; assign to `optimizer.lr` to follow a schedule.
+        betas, eps, weight_decay: β₁ and β₂, ε, λ.
+
+    Attributes:
+        steps: t, the number of steps taken.
+        m, v: the running means, vectors of the model's layout.
+
+    Raises ValueError for rates outside their ranges.
+    """
+
+    def __init__(
+        self,
+        model: VisionTransformer,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        if not (math.isfinite(lr) and lr > 0):
+            raise ValueError(f"lr is {lr}; it must be above 0")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas are {betas}; both must be at least 0 and below 1")
+        if not (eps > 0 and weight_decay >= 0):
+            raise ValueError(f"eps is {eps} and weight_decay {weight_decay}; eps must be above 0, the decay at least 0")
+        self.model, self.lr, self.betas, self.eps, self.weight_decay = model, lr, betas, eps, weight_decay
+        self.steps = 0
+        self.m = model.layout.zeros(like=model.flat)
+        self.v = model.layout.zeros(like=model.flat)
+
+    def step(self, ctx: Context) -> None:
+        """Update every parameter by the gradients in `ctx`, which stay as they are."""
+        self.steps += 1
+        flat, layout = self.model.flat, self.model.layout
+        gradients = ctx.flat_grad(layout, like=flat)
+        if self.weight_decay:
+            flat[: layout.decayed] *= 1 - self.lr * self.weight_decay
+        # On a CPU all passes run over a block while it is in the cache; on a GPU a block is everything.
+        block = 1 << 15 if array_module(flat) is np else layout.size
+        for start in range(0, layout.size, block):
+            part = slice(start, start + block)
+            self._update(flat[part], gradients[part], self.m[part], self.v[part])
+
+    def _update(self, p: Array, g: Array, m: Array, v: Array) -> None:
+        beta1, beta2 = self.betas
+        m *= beta1
+        m += (1 - beta1) * g
+        v *= beta2
+        v += (1 - beta2) * (g * g)
+        # m̂ / (√v̂ + ε) = m / (√v / √(1 − β₂ᵗ) + ε) / (1 − β₁ᵗ)
+        root = array_module(v).sqrt(v)
+        root *= 1 / math.sqrt(1 - beta2**self.steps)
+        root += self.eps
+        step = m / root
+        step *= self.lr / (1 - beta1**self.steps)
+        p -= step
+
+
+def clip_global_norm(gradients: Array, max_norm: float) -> Array:
+    """Scale a vector of gradients in place so that its Euclidean norm is at most `max_norm`; return the norm before.
+
+    (Pascanu et al., arXiv 1211.5063, algorithm 1.) The norm is a scalar on the gradients' device.
+    Raises FloatingPointError on a CPU where the norm is not finite: scaling would turn an infinity into NaN.
+    """
+    xp = array_module(gradients)
+    norm = xp.sqrt(gradients @ gradients)
+    if xp is np and not np.isfinite(norm):
+        raise FloatingPointError(f"the gradient's norm is {norm}: lower the learning rate, or look for bad input")
+    gradients *= xp.minimum(1, max_norm / xp.maximum(norm, max_norm))
+    return norm

@@ -1,0 +1,151 @@
+"""ShardedStep: one training step of a batch cut into shards, each on a thread of its own.
+
+NumPy lets go of Python's lock while it computes, so threads run at the same time; each shard has a Context of its own,
+so they share nothing but the parameters, which a pass only reads. One shard on one core with one BLAS thread keeps its
+arrays in that core's cache, which several BLAS threads in turn on the same arrays do not.
+
+    loss = Σ_shards loss_s,   loss_s divided by the size of the whole batch
+    gradient = Σ_shards gradient_s, added in the order of the shards, so that a step repeats bit for bit
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from vitnp.backend import Array, array_module
+from vitnp.context import Context
+from vitnp.losses import softmax_cross_entropy
+from vitnp.optim import Adam, clip_global_norm
+from vitnp.vit import VisionTransformer
+
+
+class ShardedStep:
+    """A training step: forward, loss, backward, clipping and the optimizer, on all cores.
+
+    Args:
+        model, optimizer: what to train, and how.
+        shards: how many parts a batch is cut into, one thread each; the number of usable cores unless said
+            (one on a GPU). Results repeat bit for bit at a fixed number, and agree to rounding between numbers.
+        micro_batch: at most so many samples pass through the network at a time; the rest of a shard follows after.
+        clip_norm: the largest norm of the whole gradient; None for no clipping.
+        label_smoothing: as in `softmax_cross_entropy`.
+        rng: seed of the dropout masks.
+
+    Attributes:
+        contexts: of the shards; the first holds the whole gradient after a step.
+        correct: how many samples of the last batch were classified right, a scalar on the model's device.
+    """
+
+    def __init__(
+        self,
+        model: VisionTransformer,
+        optimizer: Adam,
+        shards: int | None = None,
+        micro_batch: int | None = None,
+        clip_norm: float | None = None,
+        label_smoothing: float = 0.0,
+        rng: int = 0,
+    ) -> None:
+        if shards is None:
+            shards = usable_cores() if array_module(model.flat) is np else 1
+        for name, value in (("shards", shards), ("micro_batch", micro_batch), ("clip_norm", clip_norm)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
+        self.model, self.optimizer, self.shards, self.micro_batch = model, optimizer, shards, micro_batch
+        self.clip_norm, self.label_smoothing = clip_norm, label_smoothing
+        self.contexts = [Context(train=True, rng=rng) for _ in range(shards)]
+        self.correct: Any = 0
+        self._evaluation_contexts = [Context() for _ in range(shards)]
+        self._threads = ThreadPoolExecutor(shards, thread_name_prefix="vitnp-shard")
+        self._blas = _blas_controller()
+
+    def step(self, images: Array, labels: Any) -> Any:
+        """Train on one batch; return the mean loss before the step, a scalar on the model's device.
+
+        images (B, H, W, C) are floats; labels as in `softmax_cross_entropy`, whose errors this raises too.
+        FloatingPointError where the gradient's norm is not finite; then no parameter has changed.
+        `correct` is then the number of samples whose class the network had right.
+        """
+        loss = self.gradients(images, labels)
+        if self.clip_norm is not None:
+            clip_global_norm(self._flat_grad(self.contexts[0]), self.clip_norm)
+        self.optimizer.step(self.contexts[0])
+        return loss
+
+    def gradients(self, images: Array, labels: Any) -> Any:
+        """Return the mean loss, and leave the gradient of the whole batch in `contexts[0]`; no parameter changes."""
+        for ctx in self.contexts:
+            ctx.zero_grad()
+            ctx.step = self.optimizer.steps
+        loss, self.correct, used = self._on_shards(self._train, self.contexts, images, labels)
+        total = self._flat_grad(self.contexts[0])
+        for ctx in self.contexts[1:used]:
+            total += self._flat_grad(ctx)
+        return loss
+
+    def evaluate(self, images: Array, labels: Any) -> tuple[Any, Any]:
+        """Return the mean loss without label smoothing, and the number of samples classified right; dropout is off."""
+        return self._on_shards(self._evaluate, self._evaluation_contexts, images, labels)[:2]
+
+    def _train(self, ctx: Context, images: Array, labels: Any, batch_size: int) -> tuple[Any, Any]:
+        logits = self.model.forward(images, ctx)
+        loss, dlogits = softmax_cross_entropy(logits, labels, self.label_smoothing, batch_size)
+        self.model.backward(dlogits, ctx)
+        return loss, _count_correct(logits, labels)
+
+    def _evaluate(self, ctx: Context, images: Array, labels: Any, batch_size: int) -> tuple[Any, Any]:
+        logits = self.model.forward(images, ctx)
+        return softmax_cross_entropy(logits, labels, batch_size=batch_size)[0], _count_correct(logits, labels)
+
+    def _on_shards(
+        self, work: Callable[..., tuple[Any, Any]], contexts: list[Context], images: Array, labels: Any
+    ) -> tuple[Any, Any, int]:
+        """Return the sums, in the order of the shards, of the two numbers that `work` finds, and how many shards."""
+        if len(images) != len(labels):
+            raise ValueError(f"{len(images)} images came with {len(labels)} labels")
+        bounds = [len(images) * i // self.shards for i in range(self.shards + 1)]
+        shards = [(first, end) for first, end in pairwise(bounds) if first < end]
+
+        def run(ctx: Context, first: int, end: int) -> list[tuple[Any, Any]]:
+            size, results = self.micro_batch or end - first, []
+            for ctx.first_row in range(first, end, size):
+                part = slice(ctx.first_row, min(ctx.first_row + size, end))
+                results.append(work(ctx, images[part], labels[part], len(images)))
+            return results
+
+        with self._blas.limit(limits=1 if self.shards > 1 else None, user_api="blas"):
+            jobs = [self._threads.submit(run, ctx, *shard) for ctx, shard in zip(contexts, shards, strict=False)]
+            results = [result for job in jobs for result in job.result()]
+        losses, correct = zip(*results, strict=True)
+        return sum(losses[1:], losses[0]), sum(correct[1:], correct[0]), len(shards)
+
+    def _flat_grad(self, ctx: Context) -> Array:
+        return ctx.flat_grad(self.model.layout, like=self.model.flat)
+
+
+def _count_correct(logits: Array, labels: Any) -> Any:
+    """Return how many rows of logits are largest where the label is, or where the soft label is largest."""
+    xp = array_module(logits)
+    labels = xp.asarray(labels)
+    return (logits.argmax(-1) == (labels.argmax(-1) if labels.ndim == 2 else labels)).sum()
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _blas_controller() -> Any:
+    """Return a controller of BLAS's threads, found once: a fresh look at the loaded libraries takes longer than a step
+    of a small model may."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()

@@ -1,0 +1,350 @@
+"""What every training script shares: its options, the loop, what it prints and writes, and how it stops and resumes.
+
+A script says which network and which data (`make_config`, `load_data`) and hands over:
+
+    raise SystemExit(train.main(parser, make_config, load_data))
+
+A run is a pure function of its settings: the order of the data, the shifts and the dropout masks follow from the seed
+and the step, so a run that was stopped and resumed ends with the same bits as one that never stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from vitnp.backend import DeviceError
+from vitnp.checkpoint import load_checkpoint, save_checkpoint
+from vitnp.data import Batches, Dataset, channel_statistics
+from vitnp.inspection import attention_picture, attention_rollout
+from vitnp.optim import Adam
+from vitnp.parallel import ShardedStep, usable_cores
+from vitnp.schedules import DECAYS, warmup_decay
+from vitnp.vit import VisionTransformer, ViTConfig
+
+PLACES = ("resume", "out", "data", "device", "debug")  # options that say where a run happens, not what it is
+EVALUATION_BATCH = 256
+PICTURED = 16  # test images in the picture of attention
+
+Loader = Callable[[argparse.Namespace], tuple[Dataset, Dataset]]
+
+
+def training_parser(description: str, **defaults: Any) -> argparse.ArgumentParser:
+    """Return a parser with the options that all training scripts have; `defaults` are the script's own."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    network = parser.add_argument_group("network")
+    network.add_argument("--patch-size", type=int, help="pixels on a side of a patch")
+    network.add_argument("--dim", type=int, help="width of a token")
+    network.add_argument("--depth", type=int, help="encoder blocks")
+    network.add_argument("--heads", type=int, help="attention heads; must divide dim")
+    network.add_argument("--mlp-dim", type=int, help="width of the MLP's hidden layer")
+    network.add_argument("--dropout", type=float, help="rate after dense layers and the position embedding")
+    network.add_argument("--pool", choices=("token", "mean"), default="token", help="what the classifier reads")
+    recipe = parser.add_argument_group("recipe")
+    recipe.add_argument("--epochs", type=int, help="passes over the training set")
+    recipe.add_argument("--batch-size", type=int, help="images in a step")
+    recipe.add_argument("--lr", type=float, help="peak learning rate of Adam")
+    recipe.add_argument("--warmup-epochs", type=float, help="epochs in which the rate rises")
+    recipe.add_argument("--decay", choices=DECAYS, default="cosine", help="how the rate falls")
+    recipe.add_argument("--weight-decay", type=float, help="decoupled, of weights only")
+    recipe.add_argument("--label-smoothing", type=float, help="share of the target spread over all classes")
+    recipe.add_argument("--clip-norm", type=float, default=1.0, help="largest norm of the gradient")
+    recipe.add_argument("--shift", type=int, help="pixels by which images move at random")
+    recipe.add_argument("--held-out", type=int, help="training images kept for validation")
+    recipe.add_argument("--seed", type=int, default=0, help="of everything random")
+    recipe.add_argument("--shards", type=int, default=usable_cores(), help="threads, each with a part of the batch")
+    places = parser.add_argument_group("places")
+    places.add_argument("--out", type=Path, help="folder for results; a number is added if it holds a run")
+    places.add_argument("--resume", type=Path, help="checkpoint of a stopped run; its own settings apply")
+    places.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs CuPy and an NVIDIA GPU")
+    places.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def main(parser: argparse.ArgumentParser, make_config: Callable[..., ViTConfig], load_data: Loader) -> int:
+    """Parse the command line, train, and return the process's exit status."""
+    args = parser.parse_args()
+    return report_errors(lambda: _train(parser, args, make_config, load_data), debug=args.debug)
+
+
+def report_errors(work: Callable[[], int], debug: bool) -> int:
+    """Return what `work` returns; an error that the user can mend is one line and status 1, no traceback."""
+    try:
+        return work()
+    except (ValueError, TypeError, OSError, DeviceError, FloatingPointError, MemoryError) as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _train(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, make_config: Callable[..., ViTConfig], load_data: Loader
+) -> int:
+    started = time.perf_counter()
+    checkpoint = load_checkpoint(args.resume, args.device) if args.resume else None
+    if checkpoint is not None:
+        _take_settings(parser, args, checkpoint.progress["settings"])
+        model, optimizer = checkpoint.model, checkpoint.optimizer
+    else:
+        # Before any data is loaded, so that a mistake in the options costs no waiting.
+        model = VisionTransformer(make_config(args), rng=args.seed).to_device(args.device)
+        optimizer = Adam(model, args.lr, weight_decay=args.weight_decay)
+        warmup_decay(0, peak=args.lr, total_steps=1, decay=args.decay)
+    folder = args.resume.parent if args.resume else _fresh_folder(args.out)
+    trainer = Trainer(model, optimizer, *load_data(args), folder, args)
+    if checkpoint is not None:
+        trainer.restore(checkpoint.progress)
+    return trainer.run(started)
+
+
+def _take_settings(parser: argparse.ArgumentParser, args: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """Give `args` the settings of the run that resumes; refuse a command line that says otherwise."""
+    for name, value in settings.items():
+        given = getattr(args, name)
+        if given not in (value, parser.get_default(name)):
+            raise ValueError(f"--{name.replace('_', '-')} is {given}, but the run to resume has {value}: leave it out")
+        setattr(args, name, value)
+
+
+def _fresh_folder(folder: Path) -> Path:
+    """Return `folder`, or folder-2, folder-3, …: the first that does not hold a run already."""
+    candidate, number = folder, 2
+    while (candidate / "metrics.jsonl").exists() or (candidate / "checkpoint.safetensors").exists():
+        candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    candidate.mkdir(parents=True, exist_ok=True)
+    return candidate
+
+
+class Trainer:
+    """One training run: a model, its data, and the folder that it writes to."""
+
+    def __init__(
+        self,
+        model: VisionTransformer,
+        optimizer: Adam | None,
+        train_set: Dataset,
+        test_set: Dataset,
+        folder: Path,
+        args: argparse.Namespace,
+    ) -> None:
+        if optimizer is None:
+            raise ValueError("the checkpoint has no optimizer state, so no run can resume from it")
+        if args.epochs < 1:
+            raise ValueError(f"--epochs is {args.epochs}; it must be at least 1")
+        self.model, self.optimizer, self.folder, self.args = model, optimizer, folder, args
+        fit_set, validation_set = train_set.split(args.held_out, args.seed)
+        mean, std = channel_statistics(fit_set.images)
+        batches = {"seed": args.seed, "mean": mean, "std": std}
+        self.batches = Batches(fit_set, args.batch_size, max_shift=args.shift, **batches)
+        self.validation = Batches(validation_set, EVALUATION_BATCH, shuffle=False, **batches)
+        self.test = Batches(test_set, EVALUATION_BATCH, shuffle=False, **batches)
+        self.total_steps = args.epochs * self.batches.steps_per_epoch
+        self.step = ShardedStep(
+            model,
+            optimizer,
+            shards=args.shards if args.device == "cpu" else 1,
+            clip_norm=args.clip_norm,
+            label_smoothing=args.label_smoothing,
+            rng=args.seed,
+        )
+        self.seen = {"loss": 0.0, "correct": 0, "images": 0}  # sums over the epoch so far
+        self.seconds = 0.0  # spent in training, over all sessions of the run
+        self._rate(0)  # a schedule that cannot be is an error now
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    def run(self, started: float) -> int:
+        """Train to the end, test once, and return the exit status; SIGINT and SIGTERM stop it after a step."""
+        self._print_head()
+        with _Stop() as stop:
+            while self.optimizer.steps < self.total_steps:
+                self._epoch(stop)
+                self.save()
+                if stop.signal and self.optimizer.steps < self.total_steps:
+                    return self._say_how_to_resume(stop.signal)
+        loss, accuracy = self.evaluate(self.test)
+        self._record(test_loss=loss, test_accuracy=accuracy)
+        self._draw_attention()
+        _draw_curves(self.folder)
+        print(f"\nresults in {self.folder}: {', '.join(sorted(path.name for path in self.folder.iterdir()))}")
+        wall = time.perf_counter() - started
+        print(f"test accuracy {100 * accuracy:.2f} %  ({len(self.test.dataset)} images; {wall:.1f} s in all)")
+        return 0
+
+    def _epoch(self, stop: _Stop) -> None:
+        """Take the steps that are left of the current epoch, then validate; a stop leaves it after a step."""
+        from tqdm import tqdm
+
+        per_epoch = self.batches.steps_per_epoch
+        epoch, done = divmod(self.optimizer.steps, per_epoch)
+        bar = tqdm(total=per_epoch, initial=done, desc=f"epoch {epoch + 1}", leave=False, disable=None, unit="step")
+        with bar:
+            for images, labels in self.batches.epoch(epoch, start=done):
+                self._one_step(images, labels)
+                bar.update()
+                bar.set_postfix(self._running(), refresh=False)
+                if stop.signal:
+                    break
+        if self.optimizer.steps % per_epoch == 0:
+            self._end_epoch(epoch)
+
+    def _one_step(self, images: np.ndarray, labels: np.ndarray) -> None:
+        start = time.perf_counter()
+        self.optimizer.lr = self._rate(self.optimizer.steps)
+        loss = float(self.step.step(images, labels))
+        self.seen["loss"] += loss * len(images)
+        self.seen["correct"] += int(self.step.correct)
+        self.seen["images"] += len(images)
+        self.seconds += time.perf_counter() - start
+        self._record(loss=loss, accuracy=int(self.step.correct) / len(images), lr=self.optimizer.lr)
+
+    def _end_epoch(self, epoch: int) -> None:
+        images, speed = self.seen["images"], self._speed()
+        train = self.seen["loss"] / images, self.seen["correct"] / images
+        validation = self.evaluate(self.validation)
+        self._record(epoch=epoch + 1, validation_loss=validation[0], validation_accuracy=validation[1])
+        numbers = f"{train[0]:10.4f} {100 * train[1]:8.2f} % {validation[0]:12.4f} {100 * validation[1]:8.2f} %"
+        print(f"{epoch + 1:5d} {numbers} {self.optimizer.lr:10.2e} {speed:10,.0f} {self.seconds:8.1f}", flush=True)
+        self.seen = {"loss": 0.0, "correct": 0, "images": 0}
+
+    def evaluate(self, batches: Batches) -> tuple[float, float]:
+        """Return the mean loss and the accuracy in [0, 1], dropout off."""
+        loss = correct = 0.0
+        for images, labels in batches.epoch(0):
+            batch_loss, batch_correct = self.step.evaluate(images, labels)
+            loss += float(batch_loss) * len(images)
+            correct += int(batch_correct)
+        return loss / len(batches.dataset), correct / len(batches.dataset)
+
+    def _rate(self, step: int) -> float:
+        warmup = round(self.args.warmup_epochs * self.batches.steps_per_epoch)
+        options = {"total_steps": self.total_steps, "warmup_steps": warmup, "decay": self.args.decay}
+        return warmup_decay(step, peak=self.args.lr, **options)
+
+    # -- what it prints ---------------------------------------------------------------------------------------------
+
+    def _print_head(self) -> None:
+        config, sets = self.model.config, (self.batches, self.validation, self.test)
+        train, validation, test = (f"{len(batches.dataset):,}" for batches in sets)
+        print(
+            f"{self.batches.dataset.name}: {train} training, {validation} validation and {test} test images\n"
+            f"ViT of {self.model.num_parameters:,} parameters: {config.num_tokens} tokens, dim {config.dim}, "
+            f"depth {config.depth}, {config.num_heads} heads\n"
+            f"{self.total_steps} steps of {self.args.batch_size} images, {self.step.shards} shards\n\n"
+            "epoch train loss   accuracy   validation   accuracy         lr   images/s  seconds",
+            flush=True,
+        )
+
+    def _running(self) -> dict[str, str]:
+        images = self.seen["images"]
+        return {
+            "loss": f"{self.seen['loss'] / images:.4f}",
+            "accuracy": f"{100 * self.seen['correct'] / images:.2f} %",
+            "lr": f"{self.optimizer.lr:.1e}",
+            "images/s": f"{self._speed():,.0f}",
+        }
+
+    def _speed(self) -> float:
+        """Return images a second over the whole run."""
+        return float(self.optimizer.steps * self.args.batch_size) / self.seconds
+
+    def _say_how_to_resume(self, number: int) -> int:
+        path = self.folder / "checkpoint.safetensors"
+        print(f"\nstopped after step {self.optimizer.steps} of {self.total_steps}; saved {path}")
+        print(f"resume with: python {sys.argv[0]} --resume {path}")
+        return 128 + number
+
+    # -- what it writes ---------------------------------------------------------------------------------------------
+
+    def _record(self, **values: float) -> None:
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": self.optimizer.steps, **values}) + "\n")
+
+    def save(self) -> None:
+        """Write checkpoint.safetensors, from which the run resumes."""
+        settings = {name: value for name, value in vars(self.args).items() if name not in PLACES}
+        mean, std = self.batches.mean, self.batches.std
+        progress = {
+            "settings": settings,
+            "seen": self.seen,
+            "seconds": self.seconds,
+            "classes": self.batches.dataset.class_names,
+            "mean": mean,
+            "std": std,
+        }
+        save_checkpoint(self.folder / "checkpoint.safetensors", self.model, self.optimizer, progress)
+
+    def restore(self, progress: dict[str, Any]) -> None:
+        """Go on where a checkpoint was saved: also drop what metrics.jsonl has beyond it."""
+        self.seen, self.seconds = progress["seen"], progress["seconds"]
+        metrics = self.folder / "metrics.jsonl"
+        if metrics.exists():
+            lines = metrics.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if json.loads(line)["step"] <= self.optimizer.steps]
+            metrics.write_text("".join(kept))
+
+    def _draw_attention(self) -> None:
+        dataset = self.test.dataset
+        first = Batches(dataset, PICTURED, shuffle=False, mean=self.test.mean, std=self.test.std)
+        images, labels = next(first.epoch(0))
+        maps, logits = attention_rollout(self.model, images)
+        captions = [
+            f"{dataset.class_names[guess]}" + ("" if guess == label else f", is {dataset.class_names[label]}")
+            for guess, label in zip(logits.argmax(-1), labels, strict=True)
+        ]
+        attention_picture(dataset.images[:PICTURED], maps, captions, self.folder / "attention.png", columns=4)
+
+
+def _draw_curves(folder: Path) -> None:
+    """Write curves.png from metrics.jsonl where matplotlib is installed, as the extra `plots` does."""
+    if importlib.util.find_spec("matplotlib") is None:
+        print("for curves.png: pip install 'vitnp[plots]'")
+        return
+    from matplotlib.figure import Figure
+
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        steps, values = zip(*((row["step"], row[what]) for row in rows if what in row), strict=True)
+        window = max(1, len(values) // 100)
+        smooth = np.convolve(values, np.ones(window) / window, "valid")
+        axes.plot(steps[window - 1 :], smooth, label=f"training, mean of {window} steps")
+        validation = [(row["step"], row[f"validation_{what}"]) for row in rows if f"validation_{what}" in row]
+        axes.plot(*zip(*validation, strict=True), "o-", label="validation")
+        axes.set(xlabel="step", ylabel=what, yscale="log" if what == "loss" else "linear")
+        axes.legend()
+    figure.savefig(folder / "curves.png", dpi=120)
+
+
+class _Stop:
+    """While it is entered, the first SIGINT or SIGTERM is noted in `signal`; a second one acts as always."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self.__exit__()
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr)

@@ -1,0 +1,277 @@
+"""The Vision Transformer (Dosovitskiy et al., *An Image is Worth 16x16 Words*, arXiv 2010.11929), whole:
+
+    images (B, H, W, C)
+    patch_embed     cut, flatten, project                        (B, n, D)
+    embeddings      class token in front, positions added        (B, N, D)
+    dropout
+    blocks          z = x + attention(norm(x)); x = z + mlp(norm(z))
+    norm, pool      the class token, or the mean of all tokens   (B, D)
+    pre_logits      optional: tanh(x W + b)                      (B, R)
+    head            x W + b                                      (B, classes)
+
+B batch, n patches, N tokens, D width, R representation size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from vitnp.backend import Array, array_module, to_device
+from vitnp.context import Context
+from vitnp.initializers import constant, lecun_normal
+from vitnp.layer import Layer, Layout
+from vitnp.layers import Block, Dropout, Embeddings, LayerNorm, Linear, PatchEmbed, Tanh
+
+# Table 1 of the paper (B, L, H); Ti and S as in the original implementation
+SIZES = {
+    "Ti": {"dim": 192, "depth": 12, "num_heads": 3, "mlp_dim": 768},
+    "S": {"dim": 384, "depth": 12, "num_heads": 6, "mlp_dim": 1536},
+    "B": {"dim": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072},
+    "L": {"dim": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096},
+    "H": {"dim": 1280, "depth": 32, "num_heads": 16, "mlp_dim": 5120},
+}
+PATCHES = ("14", "16", "32")
+
+
+class ConfigError(ValueError):
+    """A configuration that no network can have; the message names the field and the valid choices."""
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """The sizes and rates that define a Vision Transformer.
+
+    `image_size` and `patch_size` are pixels, an int or a (height, width) pair, and are kept as pairs. `dropout` is the
+    rate after the position embedding and after every dense layer except qkv, `attention_dropout` the one on attention
+    weights. `representation_size` adds the tanh layer that the paper has in front of the head in pre-training.
+
+    Raises ConfigError, which names the field, its value and what is valid.
+    """
+
+    image_size: Any = 28
+    patch_size: Any = 7
+    channels: int = 1
+    num_classes: int = 10
+    dim: int = 64
+    depth: int = 6
+    num_heads: int = 4
+    mlp_dim: int = 128
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    pool: str = "token"
+    gelu: str = "tanh"
+    layer_norm_eps: float = 1e-6
+    representation_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size"):
+            object.__setattr__(self, name, _pair(name, getattr(self, name)))
+        for name in ("channels", "num_classes", "dim", "depth", "num_heads", "mlp_dim"):
+            _positive(name, getattr(self, name))
+        if self.representation_size is not None:
+            _positive("representation_size", self.representation_size)
+        for side, image, patch in zip(("height", "width"), self.image_size, self.patch_size, strict=True):
+            if image % patch:
+                below, above = image // patch * patch, -(-image // patch) * patch
+                nearest = f"{below} or {above}" if below else f"{above}"
+                raise ConfigError(
+                    f"image {side} {image} is not divisible by patch {side} {patch}: use an image of {nearest}"
+                )
+        if self.dim % self.num_heads:
+            valid = [h for h in range(1, self.dim + 1) if self.dim % h == 0 and h <= 4 * self.num_heads]
+            raise ConfigError(f"dim {self.dim} is not divisible by num_heads {self.num_heads}: use one of {valid}")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        _one_of("pool", self.pool, ("token", "mean"))
+        _one_of("gelu", self.gelu, ("tanh", "erf"))
+        if not self.layer_norm_eps > 0:
+            raise ConfigError(f"layer_norm_eps is {self.layer_norm_eps}; it must be above 0")
+
+    @classmethod
+    def named(cls, name: str, **changes: Any) -> Self:
+        """Return the configuration of a published size: "Ti/16", "S/16", "B/16", "B/32", "L/16", "H/14", ….
+
+        Any of the sizes Ti, S, B, L, H goes with any of the patches 14, 16, 32. Images are 224 x 224 with 3 channels,
+        and there are 1000 classes, unless keyword arguments, which set any field, say otherwise.
+        """
+        size, _, patch = name.partition("/")
+        if size not in SIZES or patch not in PATCHES:
+            raise ConfigError(
+                f"there is no ViT {name!r}: sizes are {', '.join(SIZES)}, patches {', '.join(PATCHES)}, as in 'B/16'"
+            )
+        defaults = {"image_size": 224, "patch_size": int(patch), "channels": 3, "num_classes": 1000, **SIZES[size]}
+        return cls(**{**defaults, **changes})
+
+    @property
+    def num_patches(self) -> int:
+        """How many patches tile an image."""
+        (H, W), (P_h, P_w) = self.image_size, self.patch_size
+        return int((H // P_h) * (W // P_w))
+
+    @property
+    def num_tokens(self) -> int:
+        """N: the patches, and the class token where there is one."""
+        return self.num_patches + (self.pool == "token")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dict that JSON can hold."""
+        return dataclasses.asdict(self)
+
+
+class VisionTransformer(Layer):
+    """A Vision Transformer: parameters and their gradients' formulas, nothing else.
+
+    Args:
+        config: its sizes.
+        rng: seed or generator for the initialisation; None leaves the parameters unset.
+        dtype: "float32", "float64", or "complex128" for a complex step.
+
+    Every parameter is a view into one vector, `flat`, and may be written in place at any time.
+    """
+
+    layout: Layout
+    flat: Array
+
+    def __init__(
+        self, config: ViTConfig, rng: int | np.random.Generator | None = 0, dtype: DTypeLike = "float32"
+    ) -> None:
+        super().__init__()
+        c = self.config = config
+        options: dict[str, Any] = {"rng": None, "dtype": dtype}
+        self.patch_embed = PatchEmbed(c.image_size, c.patch_size, c.channels, c.dim, **options)
+        self.embeddings = Embeddings(c.num_patches, c.dim, class_token=c.pool == "token", **options)
+        self.dropout = Dropout(c.dropout)
+        self.blocks = [
+            Block(
+                c.dim,
+                c.num_heads,
+                c.mlp_dim,
+                dropout=c.dropout,
+                attention_dropout=c.attention_dropout,
+                gelu=c.gelu,
+                layer_norm_eps=c.layer_norm_eps,
+                **options,
+            )
+            for _ in range(c.depth)
+        ]
+        self.norm = LayerNorm(c.dim, eps=c.layer_norm_eps, **options)
+        features = c.dim
+        self.pre_logits: Linear | None = None
+        if c.representation_size is not None:
+            features = c.representation_size
+            self.pre_logits = Linear(c.dim, features, weight_init=lecun_normal(c.dim), **options)
+            self.tanh = Tanh()
+        self.head = Linear(features, c.num_classes, weight_init=constant(0), **options)
+        self.built(rng=None)
+        self._bind(Layout(self), copy=False)
+        if rng is not None:
+            self.initialize(rng)
+
+    # -- the network ------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Array, ctx: Context | None = None) -> Array:
+        """images (B, H, W, C) -> logits (B, classes), a fresh array.
+
+        Opens a new pass of `ctx`. Without one the pass is an evaluation that keeps nothing.
+        Raises ValueError for another shape, TypeError for integer images (which want normalising first).
+        """
+        ctx = ctx or Context()
+        ctx.begin()
+        x = self.patch_embed.forward(self._check(x), ctx)
+        x = self.dropout.forward(self.embeddings.forward(x, ctx), ctx)
+        for block in self.blocks:
+            x = block.forward(x, ctx)
+        ctx.save(self, tokens=x)
+        x = self._pool(x, ctx)
+        if self.pre_logits is not None:
+            x = self.tanh.forward(self.pre_logits.forward(x, ctx), ctx)
+        return self.head.forward(x, ctx).copy()
+
+    def backward(self, dy: Array, ctx: Context) -> Array:
+        """dlogits (B, classes) -> dimages (B, H, W, C), a fresh array; adds every parameter's gradient to `ctx`."""
+        dx = self.head.backward(dy, ctx)
+        if self.pre_logits is not None:
+            dx = self.pre_logits.backward(self.tanh.backward(dx, ctx), ctx)
+        dx = self._pool_backward(dx, ctx)
+        for block in reversed(self.blocks):
+            dx = block.backward(dx, ctx)
+        dx = self.embeddings.backward(self.dropout.backward(dx, ctx), ctx)
+        return self.patch_embed.backward(dx, ctx).copy()
+
+    def _pool(self, x: Array, ctx: Context) -> Array:
+        """(B, N, D) -> (B, D). The norm treats each token alone, so the class token needs no other's."""
+        if self.config.pool == "token":
+            return self.norm.forward(x[:, 0], ctx)
+        return self.norm.forward(x, ctx).mean(1)
+
+    def _pool_backward(self, dpooled: Array, ctx: Context) -> Array:
+        tokens = ctx.saved(self).tokens
+        dx = ctx.empty(self, "dx", tokens.shape, like=tokens)
+        if self.config.pool == "token":
+            dx.fill(0)
+            dx[:, 0] = self.norm.backward(dpooled, ctx)
+            return dx
+        dx[...] = dpooled[:, None] / tokens.shape[1]
+        return self.norm.backward(dx, ctx)
+
+    def _check(self, images: Array) -> Array:
+        """Return the images in the parameters' dtype and on their device, or say what is wrong with them."""
+        expected = (*self.config.image_size, self.config.channels)
+        if images.ndim != 4 or images.shape[1:] != expected or len(images) == 0:
+            raise ValueError(f"images have shape {images.shape}; expected (batch, {', '.join(map(str, expected))})")
+        if images.dtype.kind not in "fc":
+            raise TypeError(
+                f"images are {images.dtype}; expected floats: scale them first, as vitnp.data.normalize does"
+            )
+        if array_module(images) is not array_module(self.flat):
+            images = to_device(images, self.device)
+        return images.astype(self.flat.dtype, copy=False)
+
+    # -- one vector for all parameters ------------------------------------------------------------------------------
+
+    def _bind(self, layout: Layout, copy: bool) -> None:
+        """Move every parameter into one vector, and make the layers' attributes views into it."""
+        parameters = self.parameters()
+        self.flat = layout.zeros(like=next(iter(parameters.values())))
+        for layer in self.layers():
+            layer.layout = layout
+            for name in layer.specs:
+                view = layout.view(self.flat, layer.parameter_name(name))
+                if copy:
+                    view[...] = getattr(layer, name)
+                setattr(layer, name, view)
+
+    def _copy(self, convert: Any) -> Self:
+        clone = super()._copy(convert)
+        clone._bind(Layout(clone), copy=True)
+        return clone
+
+    @property
+    def device(self) -> str:
+        """ "cpu" or "cuda": where the parameters are."""
+        return "cpu" if array_module(self.flat) is np else "cuda"
+
+
+def _pair(name: str, value: Any) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2:
+        raise ConfigError(f"{name} is {value!r}; expected an int or a (height, width) pair")
+    for side in pair:
+        _positive(name, side)
+    return pair
+
+
+def _positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} is {value!r}; expected an integer of at least 1")
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}")
