@@ -23,9 +23,7 @@ RULES = ("adam", "adamw", "adamw-other-betas")
 
 def under(prefix):
     """The arrays whose key begins with `prefix/`, by the rest of their key."""
-    return {
-        key.removeprefix(f"{prefix}/"): array for key, array in GOLDEN.items() if key.startswith(f"{prefix}/")
-    }
+    return {key.removeprefix(f"{prefix}/"): array for key, array in GOLDEN.items() if key.startswith(f"{prefix}/")}
 
 
 def build(config, parameters):

@@ -121,9 +121,7 @@ def test_the_reference_is_torchs_own_encoder(case):
 @pytest.mark.parametrize("case", ["token-tanh", "mean-erf-smoothed", "representation-soft-labels"])
 def test_the_golden_file_is_what_the_reference_computes(case):
     golden = {key.removeprefix(f"{case}/"): array for key, array in read_golden() if key.startswith(case)}
-    parameters = {
-        key.removeprefix("parameters/"): a for key, a in golden.items() if key.startswith("parameters/")
-    }
+    parameters = {key.removeprefix("parameters/"): a for key, a in golden.items() if key.startswith("parameters/")}
     model = TorchViT(**json.loads(str(golden["config"]))).load(parameters)
     data = (golden["images"], golden["labels"], float(golden["label_smoothing"]))
     found = pass_of_torch(model, *data)

@@ -105,14 +105,9 @@ def adam(rng):
     """Gradients from below Adam's eps to far above it, for the place of eps to show; one tensor has none."""
     shapes = {name: array.shape for name, array in TorchViT(**SMALLEST).arrays().items()}
     start = hard_parameters(shapes, rng)
-    base = {
-        name: rng.standard_normal(shape) * 10.0 ** rng.integers(-9, 3, shape)
-        for name, shape in shapes.items()
-    }
+    base = {name: rng.standard_normal(shape) * 10.0 ** rng.integers(-9, 3, shape) for name, shape in shapes.items()}
     base["pos_embed"] = np.zeros(shapes["pos_embed"])
-    phase = {
-        name: np.round(rng.uniform(0, 2 * math.pi, shape) * 1024) / 1024 for name, shape in shapes.items()
-    }
+    phase = {name: np.round(rng.uniform(0, 2 * math.pi, shape) * 1024) / 1024 for name, shape in shapes.items()}
     rates = warmup_cosine(1000, warmup=30, peak=3e-3) + 1e-4
     written = {"config": json.dumps(SMALLEST), "rates": rates}
     for kind, arrays in (("start", start), ("base", base), ("phase", phase)):

@@ -42,9 +42,7 @@ class Block(nn.Module):
 
     def forward(self, z):
         y = self.norm1(z)
-        heads = F.scaled_dot_product_attention(
-            self.split(self.q(y)), self.split(self.k(y)), self.split(self.v(y))
-        )
+        heads = F.scaled_dot_product_attention(self.split(self.q(y)), self.split(self.k(y)), self.split(self.v(y)))
         z = z + self.proj(heads.transpose(1, 2).flatten(2))
         return z + self.fc2(F.gelu(self.fc1(self.norm2(z)), approximate=self.approximate))
 
@@ -153,17 +151,13 @@ class TorchViT(nn.Module):
     def arrays(self):
         """The parameters in vitnp's names and layouts (copies)."""
         return {
-            name: np.array(join([_numpy(t) for t in tensors]))
-            for name, (tensors, join, _) in self.layout().items()
+            name: np.array(join([_numpy(t) for t in tensors])) for name, (tensors, join, _) in self.layout().items()
         }
 
     def gradients(self):
         """The gradients that autograd left behind, in vitnp's names and layouts (copies)."""
         table = self.layout()
-        return {
-            name: np.array(join([_numpy(t.grad) for t in tensors]))
-            for name, (tensors, join, _) in table.items()
-        }
+        return {name: np.array(join([_numpy(t.grad) for t in tensors])) for name, (tensors, join, _) in table.items()}
 
     def loss(self, images, labels, label_smoothing=0.0):
         """Mean cross-entropy of arrays: labels are integers (B,) or soft targets (B, classes)."""

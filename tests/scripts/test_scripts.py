@@ -1,0 +1,208 @@
+"""The scripts, run as a user runs them: in a process of their own, small enough to end within seconds."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
+SMALL = ["--images", "400", "--held-out", "100", "--epochs", "2", "--dim", "16", "--depth", "1", "--mlp-dim", "16"]
+SMALL += ["--dropout", "0.1", "--batch-size", "64", "--shards", "2"]
+ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "error", "PYTHONPATH": str(SCRIPTS.parent)}
+
+
+def run(script, *options, cwd, status=0):
+    result = subprocess.run(
+        [sys.executable, SCRIPTS / script, *map(str, options)], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert result.returncode == status, result.stdout + result.stderr
+    return result
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def size_of(picture):
+    with Image.open(picture) as image:
+        return image.size
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished small run: its output and its folder."""
+    cwd = tmp_path_factory.mktemp("finished")
+    return run("train_digits.py", *SMALL, cwd=cwd), cwd / "runs" / "digits"
+
+
+def test_last_line_is_the_test_accuracy(finished):
+    last = finished[0].stdout.splitlines()[-1]
+    assert re.match(r"test accuracy \d+\.\d\d %  \(2000 images; \d+\.\d s in all\)$", last)
+
+
+def test_printed_accuracy_is_that_of_the_saved_weights(finished):
+    import vitnp
+    from vitnp.data import load_digits, normalize
+
+    output, folder = finished
+    loaded = vitnp.load_checkpoint(folder / "checkpoint.safetensors")
+    test = load_digits(2000, seed=1)
+    logits = loaded.model.forward(normalize(test.images, loaded.progress["mean"], loaded.progress["std"]))
+    accuracy = 100 * (logits.argmax(-1) == test.labels).mean()
+    assert f"test accuracy {accuracy:.2f} %" in output.stdout
+
+
+def test_one_table_row_an_epoch(finished):
+    rows = [line for line in finished[0].stdout.splitlines() if re.match(r" +\d+ +\d\.\d{4} ", line)]
+    assert [row.split()[0] for row in rows] == ["1", "2"]
+
+
+def test_a_pipe_gets_no_progress_bar(finished):
+    assert finished[0].stderr == ""
+
+
+def test_metrics_hold_one_line_a_step_and_the_epochs(finished):
+    lines = metrics(finished[1])
+    assert [line["step"] for line in lines if "lr" in line] == list(range(1, 15))
+    assert [line["epoch"] for line in lines if "epoch" in line] == [1, 2]
+    assert "test_accuracy" in lines[-1]
+
+
+def test_attention_is_pictured(finished):
+    assert size_of(finished[1] / "attention.png")[0] > 500
+
+
+def test_curves_are_pictured_where_matplotlib_is(finished):
+    pytest.importorskip("matplotlib", reason="curves.png needs the extra `plots`")
+    assert size_of(finished[1] / "curves.png") == (1200, 480)
+
+
+def test_a_second_run_leaves_the_first_as_it_is(finished):
+    output, folder = finished
+    before = (folder / "checkpoint.safetensors").read_bytes()
+    second = run("train_digits.py", *SMALL, "--epochs", 1, cwd=folder.parent.parent)
+    assert "results in runs/digits-2" in second.stdout
+    assert (folder / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_the_same_command_gives_the_same_bits(finished, tmp_path):
+    run("train_digits.py", *SMALL, cwd=tmp_path)
+    a, b = (load_file(folder / "checkpoint.safetensors") for folder in (finished[1], tmp_path / "runs" / "digits"))
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_says_how_to_resume_and_resumes_to_the_same_bits(finished, tmp_path, number, status):
+    command = [sys.executable, str(SCRIPTS / "train_digits.py"), *SMALL]
+    process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    folder = tmp_path / "runs" / "digits"
+    deadline = time.monotonic() + 60
+    while not ((folder / "metrics.jsonl").exists() and len(metrics_so_far(folder)) > 3):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(number)
+    output = process.communicate()[0]
+    assert process.returncode == status
+    resume = re.search(r"resume with: python (\S+) --resume (\S+)", output).groups()
+    assert resume[0] == str(SCRIPTS / "train_digits.py")
+    run("train_digits.py", "--resume", resume[1], cwd=tmp_path)
+    a, b = (load_file(f / "checkpoint.safetensors") for f in (finished[1], folder))
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+    assert metrics(folder) == metrics(finished[1])
+
+
+def metrics_so_far(folder):
+    return (folder / "metrics.jsonl").read_text().splitlines()
+
+
+def test_resuming_with_another_setting_is_refused(finished):
+    path = finished[1] / "checkpoint.safetensors"
+    failed = run("train_digits.py", "--resume", path, "--lr", "0.5", cwd=finished[1], status=1)
+    assert failed.stderr == "error: --lr is 0.5, but the run to resume has 0.002: leave it out\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--heads", "5"], "dim 64 is not divisible by num_heads 5"),
+        (["--patch-size", "5"], "image height 28 is not divisible by patch height 5: use an image of 25 or 30"),
+        (["--lr", "-1"], "lr is -1.0; it must be above 0"),
+        (["--epochs", "0"], "--epochs is 0; it must be at least 1"),
+        (["--dropout", "1"], "dropout is 1.0; it must be at least 0 and below 1"),
+        (["--resume", "no/such/file"], "no/such/file: there is no such checkpoint"),
+        (["--warmup-epochs", "99"], "warmup_steps is"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_1(tmp_path, options, message):
+    failed = run("train_digits.py", "--images", 200, "--held-out", 10, *options, cwd=tmp_path, status=1)
+    assert failed.stderr.count("\n") == 1
+    assert failed.stderr.startswith(f"error: {message}")
+
+
+def test_a_traceback_is_shown_on_demand(tmp_path):
+    assert "Traceback" in run("train_digits.py", "--heads", "5", "--debug", cwd=tmp_path, status=1).stderr
+
+
+@pytest.mark.parametrize("script", ["train_digits.py", "train_mnist.py", "gradcheck.py"])
+def test_help_tells_every_option_with_its_default(tmp_path, script):
+    text = run(script, "--help", cwd=tmp_path).stdout
+    options = re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE)
+    assert len(options) > 4
+    assert "None" not in text.replace("(default: None)", "")
+
+
+@pytest.mark.parametrize("script", ["train_digits.py", "gradcheck.py"])
+def test_cuda_without_a_gpu_is_one_line_that_says_what_to_install(tmp_path, script):
+    try:
+        import cupy
+    except ImportError:
+        pass
+    else:
+        if cupy.cuda.is_available():
+            pytest.skip("this machine has a GPU")
+    failed = run(script, "--device", "cuda", cwd=tmp_path, status=1)
+    assert failed.stderr.count("\n") == 1
+    assert "install" in failed.stderr
+
+
+def test_mnist_without_files_says_which_and_where(tmp_path):
+    environment = {**ENVIRONMENT, "XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    environment.pop("VITNP_DATA", None)
+    failed = subprocess.run(
+        [sys.executable, SCRIPTS / "train_mnist.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert failed.returncode == 1
+    assert "train-images-idx3-ubyte" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_gradcheck_passes_and_ends_with_a_summary(tmp_path):
+    output = run("gradcheck.py", cwd=tmp_path).stdout
+    assert re.match(r"14 of 14 targets pass: 107 tensors, largest error \de-1[56]$", output.splitlines()[-1])
+
+
+def test_gradcheck_fails_when_a_gradient_is_wrong(tmp_path):
+    """The script's verdict, on a copy of the package whose layer norm forgets a term."""
+    import shutil
+
+    shutil.copytree(SCRIPTS.parent / "vitnp", tmp_path / "vitnp")
+    source = tmp_path / "vitnp" / "kernels" / "cpu.py"
+    text = source.read_text()
+    assert "dx_ -= (dy_ @ mean_weights)[:, None]" in text
+    source.write_text(text.replace("dx_ -= (dy_ @ mean_weights)[:, None]", "pass"))
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
+    failed = subprocess.run(
+        [sys.executable, SCRIPTS / "gradcheck.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert failed.returncode == 1
+    assert "10 of 14 targets pass" in failed.stdout.splitlines()[-1]

@@ -1,0 +1,173 @@
+"""A checkpoint holds everything, is written whole or not at all, and is refused when it is not what it should be."""
+
+import json
+import os
+import stat
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import vitnp
+
+CONFIG = vitnp.ViTConfig(image_size=(6, 8), patch_size=(3, 2), channels=2, num_classes=5, dim=6, depth=2, num_heads=2)
+
+
+def trained_model(dtype="float32"):
+    """A model and its optimizer after two steps, so that the moments are not zero."""
+    rng = np.random.default_rng(0)
+    model = vitnp.VisionTransformer(CONFIG, rng=0, dtype=dtype)
+    optimizer = vitnp.Adam(model, lr=0.01, betas=(0.8, 0.99), weight_decay=0.1)
+    step = vitnp.ShardedStep(model, optimizer, shards=1)
+    for _ in range(2):
+        step.step(rng.standard_normal((4, 6, 8, 2)).astype(dtype), rng.integers(0, 5, 4))
+    return model, optimizer
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model, optimizer = trained_model()
+    path = tmp_path / "model.safetensors"
+    vitnp.save_checkpoint(path, model, optimizer, {"seconds": 1.5, "classes": ["a", "b"]})
+    return path, model, optimizer
+
+
+def rewrite(path, change):
+    """Write the checkpoint anew after `change(tensors, meta)`."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        meta = json.loads(file.metadata()["vitnp"])
+    tensors = load_file(path)
+    change(tensors, meta)
+    save_file(tensors, path, {"vitnp": json.dumps(meta)})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_parameter_comes_back_bit_for_bit(tmp_path, dtype):
+    model, _ = trained_model(dtype)
+    vitnp.save_checkpoint(tmp_path / "m", model)
+    again = vitnp.load_checkpoint(tmp_path / "m").model
+    assert again.config == model.config
+    assert again.flat.dtype == dtype
+    for name, parameter in model.parameters().items():
+        np.testing.assert_array_equal(again.parameters()[name], parameter, err_msg=name)
+
+
+def test_optimizer_and_progress_come_back(saved):
+    path, _, optimizer = saved
+    loaded = vitnp.load_checkpoint(path)
+    assert loaded.progress == {"seconds": 1.5, "classes": ["a", "b"]}
+    assert loaded.optimizer.steps == 2
+    assert (loaded.optimizer.lr, tuple(loaded.optimizer.betas)) == (0.01, (0.8, 0.99))
+    assert (loaded.optimizer.eps, loaded.optimizer.weight_decay) == (1e-8, 0.1)
+    np.testing.assert_array_equal(loaded.optimizer.m, optimizer.m)
+    np.testing.assert_array_equal(loaded.optimizer.v, optimizer.v)
+
+
+def test_training_goes_on_with_the_same_bits(saved):
+    path, model, optimizer = saved
+    loaded = vitnp.load_checkpoint(path)
+    images, labels = np.ones((3, 6, 8, 2), "float32"), np.array([0, 1, 2])
+    for m, o in ((model, optimizer), (loaded.model, loaded.optimizer)):
+        vitnp.ShardedStep(m, o, shards=1).step(images, labels)
+    np.testing.assert_array_equal(loaded.model.flat, model.flat)
+
+
+def test_parameters_stand_under_their_own_names(saved):
+    path, model, _ = saved
+    tensors = load_file(path)
+    np.testing.assert_array_equal(tensors["blocks.1.attn.qkv.weight"], model.parameters()["blocks.1.attn.qkv.weight"])
+
+
+def test_a_model_without_optimizer_loads_without_one(tmp_path):
+    vitnp.save_checkpoint(tmp_path / "m", trained_model()[0])
+    assert vitnp.load_checkpoint(tmp_path / "m").optimizer is None
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing_here.*no such checkpoint"):
+        vitnp.load_checkpoint(tmp_path / "nothing_here")
+
+
+def test_every_truncation_is_refused(saved):
+    path, *_ = saved
+    content = path.read_bytes()
+    for length in [*range(0, 2000, 37), *range(2000, len(content), 997), len(content) - 1]:
+        path.write_bytes(content[:length])
+        with pytest.raises(vitnp.CheckpointError, match=path.name):
+            vitnp.load_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\x80\x04K\x01.", os.urandom(64)])
+def test_what_is_no_checkpoint_is_refused(tmp_path, content):
+    path = tmp_path / "m"
+    path.write_bytes(content)
+    with pytest.raises(vitnp.CheckpointError, match="no readable checkpoint"):
+        vitnp.load_checkpoint(path)
+
+
+def test_another_programs_safetensors_file_is_refused(tmp_path):
+    save_file({"w": np.zeros(3)}, tmp_path / "m")
+    with pytest.raises(vitnp.CheckpointError, match="not one of vitnp's"):
+        vitnp.load_checkpoint(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, meta: t.pop("head.bias"), r"missing \['head.bias'\]"),
+        (lambda t, meta: t.update(other=np.zeros(1, "float32")), r"not expected \['other'\]"),
+        (lambda t, meta: t.update({"head.bias": np.zeros((1, 5), "float32")}), r"head.bias is float32 \(1, 5\)"),
+        (lambda t, meta: t.update({"head.bias": np.zeros(5)}), r"head.bias is float64 .* expected float32"),
+        (lambda t, meta: t["adam.v.head.bias"].__setitem__(2, np.nan), r"adam.v.head.bias .* not finite"),
+        (lambda t, meta: meta.update(format=99, vitnp="7.0"), r"format 99, written by vitnp 7.0"),
+        (lambda t, meta: meta["config"].update(dim=7), r"description of the model is damaged: dim 7"),
+        (lambda t, meta: meta["config"].update(colour="red"), r"description of the model is damaged"),
+        (lambda t, meta: meta["config"].update(depth=3), r"missing \['adam.m.blocks.2"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_with_the_reason(saved, change, message):
+    path, *_ = saved
+    rewrite(path, change)
+    with pytest.raises(vitnp.CheckpointError, match=message):
+        vitnp.load_checkpoint(path)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(saved, monkeypatch):
+    path, model, _ = saved
+    before = path.read_bytes()
+
+    def full_disk(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        vitnp.save_checkpoint(path, model)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_new_file_has_the_permissions_that_the_umask_gives(tmp_path):
+    mask = os.umask(0o027)
+    try:
+        vitnp.save_checkpoint(tmp_path / "m", trained_model()[0])
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "m").stat().st_mode) == 0o640
+
+
+def test_a_replaced_file_keeps_its_permissions(saved):
+    path, model, _ = saved
+    path.chmod(0o604)
+    vitnp.save_checkpoint(path, model)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o604
+
+
+def test_a_link_is_written_through(saved, tmp_path):
+    path, model, _ = saved
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    vitnp.save_checkpoint(link, model)
+    assert link.is_symlink()
+    assert vitnp.load_checkpoint(path).optimizer is None
