@@ -86,7 +86,7 @@ def test_a_model_without_optimizer_loads_without_one(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing_here.*no such checkpoint"):
+    with pytest.raises(FileNotFoundError, match=r"nothing_here.*no such checkpoint"):
         vitnp.load_checkpoint(tmp_path / "nothing_here")
 
 

@@ -53,7 +53,9 @@ class Context:
         self._own_grads: list[Array] = []  # gradients of layers used alone
         self._grads: dict[tuple[Layer, str], Array] = {}  # by parameter: views into the first, or of the second
         self._written: set[tuple[Layer, str]] = set()  # gradients that are no longer zero
-        self._buffers: dict[tuple, Array] = {}
+        self._buffers: dict[Any, Array] = {}  # flat memory
+        self._views: dict[Any, Array] = {}  # the same in the shape it was last asked for
+        self._ones_buffer: Array | None = None
 
     # -- saved tensors ----------------------------------------------------------------------------------------------
 
@@ -150,20 +152,23 @@ class Context:
 
     def scratch(self, name: str, shape: tuple[int, ...], like: Array) -> Array:
         """Return uninitialised memory that all layers share: for what does not outlive the calling function."""
-        return self._memory((name,), shape, like)
+        return self._memory(name, shape, like)
 
-    def _memory(self, key: tuple, shape: tuple[int, ...], like: Array) -> Array:
-        size = math.prod(shape)
-        key = (*key, like.dtype)
-        buffer = self._buffers.get(key)
-        if buffer is None or buffer.size < size or type(buffer) is not type(like):
+    def _memory(self, key: Any, shape: tuple[int, ...], like: Array) -> Array:
+        view = self._views.get(key)
+        fits = view is not None and view.dtype == like.dtype and type(view) is type(like)
+        if fits and view.shape == shape:  # as in nearly every call
+            return view
+        buffer, size = self._buffers.get(key), math.prod(shape)
+        if not fits or buffer.size < size:
             buffer = self._buffers[key] = array_module(like).empty(size, like.dtype)
-        return buffer[:size].reshape(shape)
+        view = self._views[key] = buffer[:size].reshape(shape)
+        return view
 
     def _ones(self, size: int, like: Array) -> Array:
-        ones = self._buffers.get(("ones", like.dtype))
-        if ones is None or ones.size < size or type(ones) is not type(like):
-            ones = self._buffers["ones", like.dtype] = array_module(like).ones(size, like.dtype)
+        ones = self._ones_buffer
+        if ones is None or ones.size < size or ones.dtype != like.dtype or type(ones) is not type(like):
+            ones = self._ones_buffer = array_module(like).ones(size, like.dtype)
         return ones[:size]
 
     # -- randomness -------------------------------------------------------------------------------------------------

@@ -87,6 +87,9 @@ def report_errors(work: Callable[[], int], debug: bool) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def _train(

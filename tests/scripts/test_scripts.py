@@ -87,7 +87,7 @@ def test_curves_are_pictured_where_matplotlib_is(finished):
 
 
 def test_a_second_run_leaves_the_first_as_it_is(finished):
-    output, folder = finished
+    _, folder = finished
     before = (folder / "checkpoint.safetensors").read_bytes()
     second = run("train_digits.py", *SMALL, "--epochs", 1, cwd=folder.parent.parent)
     assert "results in runs/digits-2" in second.stdout
