@@ -1,0 +1,144 @@
+"""From uint8 images to the float batches a network trains on.
+
+Everything random here is a pure function of numbers a checkpoint can hold. The order of an epoch depends on
+(seed, epoch) alone, the shifts of a batch on (seed, epoch, step) alone, so a run that resumes at step 57 sees
+exactly the batches it would have seen, and no generator state has to be saved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from vitnp.data.dataset import DataError, Dataset, random_stream, whole_number
+
+ORDER, SHIFT = 0, 1  # which random stream of a seed
+
+
+class Batches:
+    """The batches of a dataset, epoch after epoch: images (b, H, W, C) normalised, labels int64 (b,).
+
+    `shuffle` draws a new order each epoch; `max_shift` moves each image at random, by up to that many pixels
+    each way. With both off, these are the dataset's own images in its own order: what evaluation wants.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        mean: Sequence[float],
+        std: Sequence[float],
+        max_shift: int = 0,
+        dtype: DTypeLike = "float32",
+        shuffle: bool = True,
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = whole_number("batch_size", batch_size, 1)
+        self.seed = whole_number("seed", seed, 0)
+        self.max_shift = whole_number("max_shift", max_shift, 0, min(dataset.images.shape[1:3]) - 1)
+        self.mean, self.std, self.dtype, self.shuffle = mean, std, dtype, shuffle
+        normalize(dataset.images[:1], mean, std, dtype)  # a bad mean is an error now, not at the first batch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch, the last of which may be smaller."""
+        return math.ceil(len(self.dataset) / self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[NDArray, NDArray[np.int64]]]:
+        """The batches of one epoch from step `start` on; the skipped ones cost nothing."""
+        epoch = whole_number("epoch", epoch, 0)
+        start = whole_number("start", start, 0, self.steps_per_epoch)
+        order = self._order(epoch)
+        return (self._batch(order, epoch, step) for step in range(start, self.steps_per_epoch))
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        count = len(self.dataset)
+        return random_stream(self.seed, ORDER, epoch).permutation(count) if self.shuffle else np.arange(count)
+
+    def _batch(self, order: NDArray[np.int64], epoch: int, step: int) -> tuple[NDArray, NDArray[np.int64]]:
+        chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+        rng = random_stream(self.seed, SHIFT, epoch, step)
+        images = shift(self.dataset.images[chosen], rng, self.max_shift)
+        return normalize(images, self.mean, self.std, self.dtype), self.dataset.labels[chosen]
+
+
+def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, standard deviation) of each channel of uint8 images (n, H, W, C) scaled to [0, 1].
+
+    Exact: each grey level is counted, the sums are whole numbers, and only the last division rounds.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.size == 0:
+        raise DataError(f"images are {images.dtype} {images.shape}; expected uint8 (n, H, W, C), not empty")
+    pixels = images.size // images.shape[-1]
+    means, deviations = [], []
+    for channel in range(images.shape[-1]):
+        counts = _count_levels(images[..., channel])
+        total = sum(level * count for level, count in enumerate(counts))
+        squares = sum(level * level * count for level, count in enumerate(counts))
+        means.append(total / (255 * pixels))
+        # var = E[x²] − E[x]²,  over the common denominator pixels²
+        deviations.append(math.sqrt((pixels * squares - total * total) / (255 * pixels) ** 2))
+    return tuple(means), tuple(deviations)
+
+
+def _count_levels(plane: NDArray[np.uint8], chunk: int = 1024) -> list[int]:
+    """How often each of the 256 grey levels occurs. In chunks, as bincount takes 8 bytes for each pixel."""
+    counts = np.zeros(256, np.int64)
+    for start in range(0, len(plane), chunk):
+        counts += np.bincount(plane[start : start + chunk].reshape(-1), minlength=256)
+    return counts.tolist()
+
+
+def normalize(
+    images: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float], dtype: DTypeLike = "float32"
+) -> NDArray:
+    """(images / 255 - mean) / std per channel, for uint8 images (n, H, W, C), in `dtype` throughout."""
+    dtype = np.dtype(dtype)
+    if dtype.kind != "f":
+        raise DataError(f"dtype is {dtype}; expected a floating-point type such as float32")
+    if images.dtype != np.uint8:
+        raise DataError(f"images have dtype {images.dtype}; expected uint8: were they normalised already?")
+    # Whole images are multiplied at a time: an innermost axis of only C would be ten times slower.
+    average, deviation = _per_channel(mean, std, images.shape[-1])
+    pixels = math.prod(images.shape[1:-1])
+    scale = np.tile(1 / (255 * deviation), pixels).astype(dtype)
+    offset = np.tile(-average / deviation, pixels).astype(dtype)
+    out: NDArray = np.multiply(images.reshape(len(images), -1), scale, dtype=dtype)
+    out += offset
+    return out.reshape(images.shape)
+
+
+def _per_channel(
+    mean: Sequence[float], std: Sequence[float], channels: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both as arrays (C,), once they can be divided by and are as many as the channels."""
+    average, deviation = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    if average.shape != (channels,) or deviation.shape != (channels,):
+        raise DataError(f"mean is {mean}, std {std}; expected {channels} numbers in each, one per channel")
+    if not (np.isfinite(average).all() and np.isfinite(deviation).all() and (deviation > 0).all()):
+        raise DataError(f"mean is {mean}, std {std}; expected finite numbers, and std above zero")
+    return average, deviation
+
+
+def shift(images: NDArray[np.uint8], rng: np.random.Generator, max_shift: int) -> NDArray[np.uint8]:
+    """Each image (n, H, W, C) moved by its own (dy, dx), uniform in [-max_shift, max_shift]²; zeros come in.
+
+    With a margin of zeros all around, a moved image is a window into the padded one. The axes (W, C) become
+    one, so that a window is H plain runs of bytes.
+    """
+    count, height, width, channels = images.shape
+    m = whole_number("max_shift", max_shift, 0, min(height, width) - 1)
+    if m == 0:
+        return images
+    padded = np.zeros((count, height + 2 * m, width + 2 * m, channels), images.dtype)
+    padded[:, m:-m, m:-m] = images
+    rows = padded.reshape(count, height + 2 * m, -1)
+    windows = np.lib.stride_tricks.sliding_window_view(rows, (height, width * channels), axis=(1, 2))
+    top, left = rng.integers(0, 2 * m + 1, (2, count))
+    moved: NDArray[np.uint8] = windows[np.arange(count), top, left * channels]
+    return moved.reshape(images.shape)
