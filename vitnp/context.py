@@ -155,12 +155,12 @@ class Context:
         return self._memory(name, shape, like)
 
     def _memory(self, key: Any, shape: tuple[int, ...], like: Array) -> Array:
-        view = self._views.get(key)
+        view: Any = self._views.get(key)
         fits = view is not None and view.dtype == like.dtype and type(view) is type(like)
         if fits and view.shape == shape:  # as in nearly every call
             return view
-        buffer, size = self._buffers.get(key), math.prod(shape)
-        if not fits or buffer.size < size:
+        size, buffer = math.prod(shape), self._buffers.get(key) if fits else None
+        if buffer is None or buffer.size < size:
             buffer = self._buffers[key] = array_module(like).empty(size, like.dtype)
         view = self._views[key] = buffer[:size].reshape(shape)
         return view

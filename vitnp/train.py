@@ -295,7 +295,7 @@ class Trainer:
         metrics = self.folder / "metrics.jsonl"
         if metrics.exists():
             lines = metrics.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line)["step"] <= self.optimizer.steps]
+            kept = [line for line in lines if _belongs(json.loads(line), self.optimizer.steps)]
             metrics.write_text("".join(kept))
 
     def _draw_attention(self) -> None:
@@ -308,6 +308,11 @@ class Trainer:
             for guess, label in zip(logits.argmax(-1), labels, strict=True)
         ]
         attention_picture(dataset.images[:PICTURED], maps, captions, self.folder / "attention.png", columns=4)
+
+
+def _belongs(row: dict[str, float], steps: int) -> bool:
+    """Return whether a line of metrics.jsonl is from before the checkpoint; the test comes after it."""
+    return row["step"] <= steps and "test_loss" not in row
 
 
 def _draw_curves(folder: Path) -> None:
