@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 from typing import Any
 
@@ -109,6 +109,8 @@ class ShardedStep:
         """Return the sums, in the order of the shards, of the two numbers that `work` finds, and how many shards."""
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images came with {len(labels)} labels")
+        if len(images) == 0:
+            raise ValueError("a batch of 0 images has no loss: give at least one")
         bounds = [len(images) * i // self.shards for i in range(self.shards + 1)]
         shards = [(first, end) for first, end in pairwise(bounds) if first < end]
 
@@ -121,7 +123,8 @@ class ShardedStep:
 
         with self._blas.limit(limits=1 if self.shards > 1 else None, user_api="blas"):
             jobs = [self._threads.submit(run, ctx, *shard) for ctx, shard in zip(contexts, shards, strict=False)]
-            results = [result for job in jobs for result in job.result()]
+            wait(jobs)  # all of them, even if one fails: none may go on in a context that is used again
+        results = [result for job in jobs for result in job.result()]
         losses, correct = zip(*results, strict=True)
         return sum(losses[1:], losses[0]), sum(correct[1:], correct[0]), len(shards)
 

@@ -48,6 +48,7 @@ class Embeddings(Layer):
 
     def backward(self, dy: Array, ctx: Context) -> Array:
         """dy (B, N, D) -> dx (B, n, D)."""
+        ctx.saved(self)  # nothing to read, but a backward without its forward is an error here too
         ctx.add_row_sum(self, "pos_embed", dy.reshape(len(dy), -1))
         if self.first:
             ctx.add_row_sum(self, "cls_token", dy[:, 0])
