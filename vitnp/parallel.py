@@ -121,7 +121,7 @@ class ShardedStep:
                 results.append(work(ctx, images[part], labels[part], len(images)))
             return results
 
-        with self._blas.limit(limits=1 if self.shards > 1 else None, user_api="blas"):
+        with self._blas.limit(limits=1, user_api="blas"):
             jobs = [self._threads.submit(run, ctx, *shard) for ctx, shard in zip(contexts, shards, strict=False)]
             wait(jobs)  # all of them, even if one fails: none may go on in a context that is used again
         results = [result for job in jobs for result in job.result()]
