@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from vitnp.context import Memory
+from vitnp.layers.gelu import CUBIC, SQRT_2_OVER_PI
+from vitnp.layers.gelu import gelu_erf as plain_gelu_erf
 
 BLOCK = 32768  # elements: five float32 arrays of them fit into an L2 cache of one megabyte
 SPREAD = 16.0  # so close, scores lose no more in a common shift than they had lost when they were rounded
@@ -19,8 +21,6 @@ SPREAD = 16.0  # so close, scores lose no more in a common shift than they had l
 
 def gelu_tanh(x: np.ndarray, *, memory: Memory) -> tuple[np.ndarray, np.ndarray]:
     """See vitnp/layers/gelu.py. With h = ½ (1 + t), 1 − t² = 4 h (1 − h): the slope is h + 2 y (1 − h) u'."""
-    from vitnp.layers.gelu import CUBIC, SQRT_2_OVER_PI
-
     y, slope = memory.empty("y", x.shape, like=x), memory.empty("slope", x.shape, like=x)
     for x_, y_, slope_ in _blocks(x, y, slope):
         h = memory.scratch("h", x_.shape, like=x)
@@ -43,11 +43,9 @@ def gelu_tanh(x: np.ndarray, *, memory: Memory) -> tuple[np.ndarray, np.ndarray]
 
 def gelu_erf(x: np.ndarray, *, memory: Memory) -> tuple[np.ndarray, np.ndarray]:
     """See vitnp/layers/gelu.py: the plain formula, block by block."""
-    from vitnp.layers.gelu import gelu_erf as formula
-
     y, slope = memory.empty("y", x.shape, like=x), memory.empty("slope", x.shape, like=x)
     for x_, y_, slope_ in _blocks(x, y, slope):
-        y_[...], slope_[...] = formula.__wrapped__(x_)
+        y_[...], slope_[...] = plain_gelu_erf.__wrapped__(x_)
     return y, slope
 
 
