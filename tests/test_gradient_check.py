@@ -1,0 +1,442 @@
+"""The checker checked: it passes what is right, names what is wrong, and says so where it cannot tell."""
+
+import math
+
+import numpy as np
+import pytest
+from helpers import HARD, hard_model, images_for, labels_for, make_layer, normal, randomize, same_bits
+
+import vitnp
+from vitnp import GradcheckError, Layer, VisionTransformer, ViTConfig, gradcheck
+from vitnp import gradient_check as module
+from vitnp.layers import LayerNorm, Linear, Tanh
+
+MODES = ("full", "directions")
+every_mode = pytest.mark.parametrize("mode", MODES)
+
+
+class Faulty(Layer):
+    """A layer whose backward is right but for one change to the gradient of `name`."""
+
+    def __init__(self, right, name, change):
+        super().__init__()
+        self.right, self.name, self.change = right, name, change
+        self.built(rng=None)
+
+    def forward(self, x, ctx):
+        return self.right.forward(x, ctx)
+
+    def backward(self, dy, ctx):
+        dx = self.right.backward(dy, ctx).copy()
+        gradient = dx if self.name == "input" else self.gradients(ctx)[f"right.{self.name}"]
+        self.change(gradient)
+        return dx
+
+
+def at(index, factor):
+    def change(gradient):
+        gradient[index] *= factor
+
+    return change
+
+
+def function(a, b):
+    return (np.exp(a) * b).sum()
+
+
+def function_arrays():
+    return {"a": normal((3, 4), 1), "b": normal((3, 4), 2)}
+
+
+def function_grads(a, b):
+    return {"a": np.exp(a) * b, "b": np.exp(a)}
+
+
+# -- what is right ----------------------------------------------------------------------------------------------------
+
+
+@every_mode
+@pytest.mark.parametrize("method", ["auto", "complex", "central"])
+def test_right_gradients_of_a_layer_pass(mode, method):
+    report = gradcheck(*make_layer("block"), mode=mode, method=method)
+    assert report.verdict == "PASS"
+    assert report.ok
+
+
+@every_mode
+def test_right_gradients_of_a_function_pass(mode):
+    arrays = function_arrays()
+    assert gradcheck(function, arrays, grads=function_grads(**arrays), mode=mode, tolerance=1e-13).ok
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_right_gradients_pass_whatever_the_seed(seed):
+    layer, x = make_layer("mlp_tanh", seed=seed)
+    assert gradcheck(layer, x, mode="directions", seed=seed, tolerance=1e-12).ok
+
+
+def test_every_parameter_and_the_input_have_a_row():
+    layer, x = make_layer("block")
+    rows = {row.name: row for row in gradcheck(layer, x, mode="directions").rows}
+    assert rows.keys() == {*layer.parameters(), "input"}
+    assert rows["attn.qkv.weight"].shape == (6, 18)
+    assert rows["input"].shape == x.shape
+
+
+def test_full_mode_takes_every_coordinate():
+    report = gradcheck(*make_layer("linear"), mode="full", method="complex")
+    assert [row.checked for row in report.rows] == ["42/42", "7/7", "270/270"]
+    assert report.evaluations == 2 + 42 + 7 + 270
+
+
+def test_directions_take_one_forward_a_tensor():
+    report = gradcheck(*make_layer("linear"), mode="directions", method="complex")
+    assert [row.checked for row in report.rows] == ["1 direction"] * 3
+    assert report.evaluations == 2 + 3
+
+
+def test_complex_steps_are_taken_where_they_can_be():
+    report = gradcheck(*make_layer("block"), mode="directions")
+    assert (report.method, report.tolerance, report.notes) == ("complex", 1e-10, [])
+
+
+def test_central_differences_can_be_asked_for():
+    report = gradcheck(*make_layer("block"), mode="directions", method="central")
+    assert (report.method, report.tolerance) == ("central", 1e-6)
+
+
+@pytest.mark.parametrize(("budget", "mode"), [(0.0, "directions"), (math.inf, "full")])
+def test_the_mode_follows_the_time_that_it_would_take(monkeypatch, budget, mode):
+    monkeypatch.setattr(module, "FULL_BUDGET_S", budget)
+    assert gradcheck(*make_layer("linear")).mode == mode
+
+
+def test_labels_make_the_loss_the_cross_entropy():
+    model = hard_model()
+    images, labels = images_for(model), labels_for(model)
+    ctx = vitnp.Context(train=True, rng=0)
+    _, dlogits = vitnp.softmax_cross_entropy(model.forward(images, ctx), labels, 0.1)
+    model.backward(dlogits, ctx)
+    report = gradcheck(model, images, labels, label_smoothing=0.1, mode="full")
+    row = next(row for row in report.rows if row.name == "head.weight")
+    assert row.analytic == model.gradients(ctx)["head.weight"][row.index]
+
+
+def test_layer_and_input_are_left_as_they_are():
+    layer, x = make_layer("block")
+    before, x_before = {name: p.copy() for name, p in layer.parameters().items()}, x.copy()
+    gradcheck(layer, x, mode="directions")
+    gradcheck(layer, x, mode="directions", method="central")
+    assert same_bits(x, x_before)
+    assert all(same_bits(p, before[name]) for name, p in layer.parameters().items())
+
+
+def test_parameters_are_put_back_where_forward_fails_midway():
+    class Fragile(Linear):
+        def forward(self, x, ctx):
+            if abs(self.weight.imag).max() > 0:
+                raise RuntimeError("no imaginary weights")
+            return super().forward(x, ctx)
+
+    layer = randomize(Fragile(3, 2, dtype="float64"))
+    before = layer.weight.copy()
+    with pytest.raises(RuntimeError, match="no imaginary weights"):
+        gradcheck(layer, normal((4, 3), 1), method="complex")
+    assert same_bits(layer.weight, before)
+
+
+def test_the_same_seed_gives_the_same_report():
+    first, again = (gradcheck(*make_layer("block"), mode="directions", seed=4).rows for _ in range(2))
+    assert first == again
+
+
+# -- what is wrong ----------------------------------------------------------------------------------------------------
+
+
+@every_mode
+@pytest.mark.parametrize(
+    ("name", "index"), [("weight", (4, 5)), ("weight", (0, 0)), ("bias", (6,)), ("input", (3, 8, 2))]
+)
+@pytest.mark.parametrize("factor", [-1, 1.01, 0, 1 + 1e-6])
+def test_one_wrong_element_is_named_with_its_index_and_no_other_tensor(mode, name, index, factor):
+    right, x = make_layer("linear")
+    report = gradcheck(Faulty(right, name, at(index, factor)), x, mode=mode, method="complex")
+    assert report.verdict == "FAIL"
+    failed = [row for row in report.rows if row.verdict == "FAIL"]
+    assert [(row.name.removeprefix("right."), row.index) for row in failed] == [(name, index)]
+    assert report.worst is failed[0]
+
+
+@every_mode
+def test_both_values_of_the_wrong_element_are_told(mode):
+    right, x = make_layer("linear")
+    true = next(row for row in gradcheck(right, x, mode="full").rows if row.name == "bias")
+    report = gradcheck(Faulty(right, "bias", at(true.index, 3)), x, mode=mode)
+    assert report.worst.index == true.index
+    assert report.worst.analytic == pytest.approx(3 * true.analytic, rel=1e-12)
+    assert report.worst.numeric == pytest.approx(true.analytic, rel=1e-12)
+
+
+@every_mode
+@pytest.mark.parametrize("factor", [1 / 5, 5, -1, 0])
+def test_a_gradient_of_a_wrong_size_fails(mode, factor):
+    right, x = make_layer("block")
+    assert gradcheck(Faulty(right, "attn.qkv.weight", at(..., factor)), x, mode=mode).verdict == "FAIL"
+
+
+@every_mode
+def test_a_missing_gradient_fails(mode):
+    class Forgetful(Linear):
+        def backward(self, dy, ctx):
+            return dy @ self.weight.T
+
+    layer = randomize(Forgetful(6, 7, dtype="float64"))
+    report = gradcheck(layer, normal((5, 6), 1), mode=mode)
+    assert {row.name: row.verdict for row in report.rows} == {"weight": "FAIL", "bias": "FAIL", "input": "PASS"}
+
+
+@every_mode
+def test_a_nan_gradient_fails(mode):
+    right, x = make_layer("linear")
+    report = gradcheck(Faulty(right, "weight", lambda gradient: gradient.fill(np.nan)), x, mode=mode)
+    assert {row.name.removeprefix("right."): row.verdict for row in report.rows}["weight"] == "FAIL"
+
+
+@every_mode
+def test_an_error_of_central_size_is_caught_by_central_differences(mode):
+    right, x = make_layer("linear")
+    report = gradcheck(Faulty(right, "weight", at((4, 5), 1.01)), x, mode=mode, method="central")
+    assert [row.index for row in report.rows if row.verdict == "FAIL"] == [(4, 5)]
+
+
+def test_a_tolerance_of_ones_own_is_kept():
+    right, x = make_layer("linear")
+    assert gradcheck(Faulty(right, "bias", at(..., 1 + 1e-4)), x, tolerance=1e-3).ok
+    assert not gradcheck(Faulty(right, "bias", at(..., 1 + 1e-4)), x, tolerance=1e-5).ok
+
+
+def test_a_faulty_function_fails():
+    arrays = function_arrays()
+    grads = function_grads(**arrays)
+    grads["b"] = grads["b"] * 1.001
+    report = gradcheck(function, arrays, grads=grads)
+    assert {row.name: row.verdict for row in report.rows} == {"a": "PASS", "b": "FAIL"}
+
+
+def test_a_failure_raises_with_its_table():
+    right, x = make_layer("linear")
+    report = gradcheck(Faulty(right, "weight", at((4, 5), 2)), x)
+    with pytest.raises(GradcheckError, match=r"right\.weight .* \(4, 5\) .* FAIL") as error:
+        report.raise_if_failed()
+    assert str(report) in str(error.value)
+
+
+def test_a_failure_is_an_assertion_error():
+    assert issubclass(GradcheckError, AssertionError)
+
+
+def test_a_pass_does_not_raise():
+    gradcheck(*make_layer("linear")).raise_if_failed()
+
+
+# -- where it cannot tell ---------------------------------------------------------------------------------------------
+
+
+@every_mode
+def test_a_fresh_zero_head_makes_the_check_vacuous(mode):
+    model = VisionTransformer(ViTConfig(**HARD), rng=0, dtype="float64")
+    report = gradcheck(model, images_for(model), labels_for(model), mode=mode)
+    assert report.verdict == "VACUOUS"
+    assert not report.ok
+    zero = {row.name for row in report.rows if row.verdict == "ZERO"}
+    assert zero == {row.name for row in report.rows} - {"head.weight", "head.bias"}
+
+
+def test_a_vacuous_check_raises():
+    model = VisionTransformer(ViTConfig(**HARD), rng=0, dtype="float64")
+    with pytest.raises(GradcheckError, match="VACUOUS"):
+        gradcheck(model, images_for(model), labels_for(model), mode="directions").raise_if_failed()
+
+
+def test_a_few_zero_gradients_pass():
+    arrays = {**function_arrays(), "unused": np.ones(3)}
+    grads = {**function_grads(**function_arrays()), "unused": np.zeros(3)}
+    report = gradcheck(lambda a, b, unused: function(a, b), arrays, grads=grads)
+    assert [row.verdict for row in report.rows] == ["PASS", "PASS", "ZERO"]
+    assert report.ok
+
+
+@every_mode
+def test_a_gradient_that_is_claimed_to_be_zero_and_is_not_fails(mode):
+    arrays = function_arrays()
+    grads = function_grads(**arrays)
+    report = gradcheck(function, arrays, grads={**grads, "a": np.zeros((3, 4))}, mode=mode)
+    assert [row.verdict for row in report.rows] == ["FAIL", "PASS"]
+
+
+class Random(Tanh):
+    """A forward that draws from a stream."""
+
+    def __init__(self):
+        super().__init__()
+        self.stream = np.random.default_rng(0)
+
+    def forward(self, x, ctx):
+        return super().forward(x * self.stream.random(x.shape), ctx)
+
+
+def test_a_forward_that_does_not_repeat_is_named_nondeterministic():
+    report = gradcheck(Random(), normal((5, 11), 1))
+    assert report.verdict == "NONDETERMINISTIC"
+    assert not report.ok
+
+
+class LosesImaginaryParts(Layer):
+    def __init__(self, function, derivative):
+        super().__init__()
+        self.function, self.derivative = function, derivative
+        self.built(rng=None)
+
+    def forward(self, x, ctx):
+        ctx.save(self, x=x)
+        return self.function(x)
+
+    def backward(self, dy, ctx):
+        return dy * self.derivative(ctx.saved(self).x)
+
+
+def test_np_abs_makes_it_fall_back_to_central_differences_with_the_reason():
+    report = gradcheck(LosesImaginaryParts(np.abs, np.sign), normal((5, 11), 1))
+    assert (report.method, report.verdict) == ("central", "PASS")
+    assert "forward loses imaginary parts" in report.notes[0]
+    assert "note: central differences, for forward loses imaginary parts" in str(report)
+
+
+def test_a_cast_to_float_makes_it_fall_back_with_the_reason():
+    layer = LosesImaginaryParts(lambda x: x.astype("float64") ** 2, lambda x: 2 * x)
+    report = gradcheck(layer, normal((5, 11), 1))
+    assert (report.method, report.verdict) == ("central", "PASS")
+    assert "ComplexWarning" in report.notes[0]
+
+
+def test_a_function_that_takes_no_complex_numbers_makes_it_fall_back_with_the_reason():
+    report = gradcheck(lambda x: math.sin(x.item()), {"x": np.array(0.5)}, grads={"x": np.array(math.cos(0.5))})
+    assert (report.method, report.verdict) == ("central", "PASS")
+    assert "a complex step is not possible: TypeError" in report.notes[0]
+
+
+class NormByVar(LayerNorm):
+    """A right layer norm, written with np.var."""
+
+    def forward(self, x, ctx):
+        super().forward(x.astype("float64") if x.dtype.kind == "f" else x, ctx)
+        rstd = 1 / np.sqrt(x.var(-1, keepdims=True) + self.eps)
+        return (x - x.mean(-1, keepdims=True)) * rstd * self.gamma + self.beta
+
+
+def test_np_var_on_the_input_alone_makes_it_fall_back_too():
+    layer = randomize(NormByVar(6, dtype="float64"))
+    report = gradcheck(layer, normal((5, 6), 1), mode="full")
+    assert (report.method, report.verdict) == ("central", "PASS")
+
+
+def test_a_nan_forward_is_not_called_nondeterministic():
+    layer, x = make_layer("linear")
+    x[0, 0, 0] = np.nan
+    assert gradcheck(layer, x, mode="directions").verdict == "FAIL"
+
+
+@every_mode
+def test_a_numeric_gradient_of_nan_is_not_zero(mode):
+    def broken(a, b):
+        return (a * a).sum() + (0 if b.dtype.kind == "f" else 1j * np.nan)
+
+    arrays = function_arrays()
+    grads = {"a": 2 * arrays["a"], "b": np.zeros((3, 4))}
+    assert gradcheck(broken, arrays, grads=grads, method="complex", mode=mode).verdict == "FAIL"
+
+
+# -- misuse -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_float32_layer_is_refused_with_the_reason_and_the_way_out():
+    layer, x = make_layer("linear", "float32")
+    with pytest.raises(TypeError, match=r'weight is float32; a gradient check needs float64.*astype\("float64"\)'):
+        gradcheck(layer, x)
+
+
+def test_a_float32_input_is_refused_by_name():
+    layer, x = make_layer("linear")
+    with pytest.raises(TypeError, match="input is float32"):
+        gradcheck(layer, x.astype("float32"))
+
+
+def test_a_float32_array_of_a_function_is_refused_by_name():
+    arrays = function_arrays()
+    arrays["b"] = arrays["b"].astype("float32")
+    with pytest.raises(TypeError, match="b is float32"):
+        gradcheck(function, arrays, grads=function_grads(**arrays))
+
+
+def test_a_missing_gradient_of_a_function_is_refused_by_name():
+    arrays = function_arrays()
+    with pytest.raises(ValueError, match="there is no gradient for b; there are a"):
+        gradcheck(function, arrays, grads={"a": np.ones((3, 4))})
+
+
+def test_a_gradient_of_another_shape_is_refused_with_both_shapes():
+    arrays = function_arrays()
+    with pytest.raises(ValueError, match=r"the gradient of b has shape \(4, 3\), b \(3, 4\)"):
+        gradcheck(function, arrays, grads={**function_grads(**arrays), "b": np.ones((4, 3))})
+
+
+def test_an_input_gradient_of_another_shape_is_refused():
+    class Flat(Tanh):
+        def backward(self, dy, ctx):
+            return super().backward(dy, ctx).ravel()
+
+    with pytest.raises(ValueError, match=r"the gradient of input has shape \(55,\), input \(5, 11\)"):
+        gradcheck(Flat(), normal((5, 11), 1))
+
+
+def test_a_function_without_gradients_is_refused_with_the_way_to_call():
+    with pytest.raises(TypeError, match="gradients as dicts"):
+        gradcheck(function, function_arrays())
+
+
+def test_a_function_with_a_bare_array_is_refused_with_the_way_to_call():
+    with pytest.raises(TypeError, match="gradients as dicts"):
+        gradcheck(lambda x: x.sum(), np.ones(3), grads={"x": np.ones(3)})
+
+
+@pytest.mark.parametrize(("name", "value"), [("method", "richardson"), ("mode", "sample")])
+def test_unknown_method_and_mode_are_refused_with_the_choices(name, value):
+    with pytest.raises(ValueError, match=f"{name} is '{value}'; choose one of auto, "):
+        gradcheck(*make_layer("linear"), **{name: value})
+
+
+# -- the table --------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_is_at_most_110_columns_wide():
+    config = ViTConfig(image_size=32, patch_size=8, channels=3, dim=8, depth=12, num_heads=2, mlp_dim=8)
+    model = randomize(VisionTransformer(config, rng=0, dtype="float64"))
+    report = gradcheck(model, normal((3, 32, 32, 3), 1), [1, 2, 3], mode="directions")
+    wrong = gradcheck(Faulty(*make_layer("block")[:1], "attn.qkv.weight", at((5, 17), 2)), make_layer("block")[1])
+    for lines in (str(report).splitlines(), str(wrong).splitlines()):
+        assert max(map(len, lines)) <= 110
+
+
+def test_the_table_begins_with_the_verdict_and_has_a_line_for_each_tensor():
+    report = gradcheck(*make_layer("linear"), mode="full")
+    head, columns, *rows = str(report).splitlines()
+    assert head.startswith("Linear  complex, full, tolerance 1e-10, 321 forwards, ")
+    assert head.endswith("PASS")
+    assert columns.split() == ["tensor", "checked", "error", "worst", "index", "analytic", "numeric"]
+    assert sorted(row.split()[0] for row in rows) == ["bias", "input", "weight"]
+
+
+def test_the_worst_tensor_comes_first():
+    right, x = make_layer("linear")
+    report = gradcheck(Faulty(right, "bias", at((2,), 2)), x)
+    assert str(report).splitlines()[2].startswith("right.bias")

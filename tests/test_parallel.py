@@ -1,0 +1,365 @@
+import copy
+import math
+import threading
+
+import numpy as np
+import pytest
+from helpers import (
+    arrays_of,
+    error,
+    hard_model,
+    images_for,
+    labels_for,
+    one_pass,
+    same_bits,
+    soft_labels_for,
+    worst_error,
+)
+from threadpoolctl import ThreadpoolController, threadpool_limits
+
+import vitnp
+from vitnp import Adam, Context, ShardedStep
+from vitnp.parallel import usable_cores
+
+BATCH = 7
+
+
+class Setup:
+    """A model of its own, its optimizer, a step, and a batch whose size no number of shards divides."""
+
+    def __init__(self, dtype="float64", batch=BATCH, model=None, soft=False, **options):
+        self.model = model or hard_model(dtype)
+        self.optimizer = Adam(self.model, lr=0.01, weight_decay=0.1)
+        self.sharded = ShardedStep(self.model, self.optimizer, rng=5, **options)
+        self.images = images_for(self.model, batch)
+        self.labels = soft_labels_for(self.model, batch) if soft else labels_for(self.model, batch)
+
+    def gradients(self):
+        """-> loss, gradients of the whole batch by name"""
+        loss = self.sharded.gradients(self.images, self.labels)
+        gradients = self.model.gradients(self.sharded.contexts[0])
+        return float(loss), {name: gradient.copy() for name, gradient in gradients.items()}
+
+    def steps(self, number=3):
+        return [float(self.sharded.step(self.images, self.labels)) for _ in range(number)]
+
+    def state(self):
+        return self.model.flat, self.optimizer.m, self.optimizer.v
+
+
+def whole_batch(setup, label_smoothing=0.0):
+    """The same without ShardedStep."""
+    ctx = Context(train=True, rng=5)
+    _, loss, _ = one_pass(setup.model, ctx, setup.images, setup.labels, label_smoothing)
+    return float(loss), setup.model.gradients(ctx)
+
+
+CUTS = [
+    {"shards": 1},
+    {"shards": 2},
+    {"shards": 3},
+    {"shards": 7},
+    {"shards": 1, "micro_batch": 2},
+    {"shards": 2, "micro_batch": 1},
+    {"shards": 2, "micro_batch": 3},
+    {"shards": 2, "micro_batch": 100},
+]
+every_cut = pytest.mark.parametrize("cut", CUTS, ids=str)
+
+
+@every_cut
+@pytest.mark.parametrize("soft", [False, True], ids=["integer labels", "soft labels"])
+def test_gradients_are_those_of_the_whole_batch_with_its_dropout(cut, soft):
+    setup = Setup(soft=soft, **cut)
+    assert worst_error(setup.gradients()[1], whole_batch(setup)[1]) < 1e-12
+
+
+@every_cut
+def test_loss_is_that_of_the_whole_batch(cut):
+    setup = Setup(label_smoothing=0.1, **cut)
+    assert setup.gradients()[0] == pytest.approx(whole_batch(setup, 0.1)[0], rel=1e-14)
+
+
+@every_cut
+def test_label_smoothing_is_that_of_the_whole_batch(cut):
+    setup = Setup(label_smoothing=0.1, **cut)
+    assert worst_error(setup.gradients()[1], whole_batch(setup, 0.1)[1]) < 1e-12
+
+
+def test_one_shard_has_the_bits_of_a_plain_step():
+    setup, plain = Setup(shards=1), Setup()
+    ctx = Context(train=True, rng=5)
+    for step in range(3):
+        ctx.zero_grad()
+        ctx.step = step
+        one_pass(plain.model, ctx, plain.images, plain.labels)
+        plain.optimizer.step(ctx)
+    setup.steps(3)
+    assert same_bits(setup.model.flat, plain.model.flat)
+
+
+@every_cut
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_training_repeats_bit_for_bit(cut, dtype):
+    first, again = Setup(dtype, **cut), Setup(dtype, **cut)
+    assert first.steps() == again.steps()
+    assert all(same_bits(a, b) for a, b in zip(first.state(), again.state(), strict=True))
+
+
+@every_cut
+def test_training_in_parts_ends_where_training_of_the_whole_batch_ends(cut):
+    first, whole = Setup(clip_norm=1.0, **cut), Setup(clip_norm=1.0, shards=1)
+    first.steps(), whole.steps()
+    for name, parameter in whole.model.parameters().items():
+        found, truth = first.model.parameters()[name], parameter
+        if name.endswith("qkv.bias"):  # k's has no gradient but rounding noise, of which Adam makes steps too
+            found, truth = (np.delete(p.reshape(3, -1), 1, axis=0) for p in (found, truth))
+        assert error(found, truth) < 1e-10
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_a_batch_smaller_than_the_shards(batch):
+    setup = Setup(batch=batch, shards=4)
+    loss, gradients = setup.gradients()
+    truth = whole_batch(setup)
+    assert loss == pytest.approx(truth[0], rel=1e-14)
+    assert worst_error(gradients, truth[1]) < 1e-12
+
+
+def test_a_smaller_last_batch_leaves_nothing_of_the_larger_before():
+    setup, fresh = Setup(shards=3), Setup(shards=3)
+    setup.gradients()
+    for s in (setup, fresh):
+        s.images, s.labels = s.images[:2], s.labels[:2]
+    assert worst_error(setup.gradients()[1], fresh.gradients()[1]) == 0
+
+
+def test_masks_follow_the_steps_of_the_optimizer_so_that_a_resumed_run_goes_on():
+    straight = Setup(shards=2)
+    straight.steps(4)
+    before = Setup(shards=2)
+    before.steps(2)
+    after = Setup(shards=2, model=before.model)
+    after.optimizer = after.sharded.optimizer = before.optimizer
+    after.steps(2)
+    assert same_bits(after.model.flat, straight.model.flat)
+
+
+def test_gradients_leave_the_parameters_as_they_are():
+    setup = Setup(shards=2)
+    before = setup.model.flat.copy()
+    setup.gradients()
+    assert same_bits(setup.model.flat, before)
+
+
+def test_gradients_computed_twice_are_the_same():
+    setup = Setup(shards=2)
+    assert worst_error(setup.gradients()[1], setup.gradients()[1]) == 0
+
+
+def test_clipping_is_of_the_whole_gradient():
+    setup = Setup(shards=2, clip_norm=0.1)
+    gradients = setup.gradients()[1]
+    norm = math.sqrt(sum((gradient**2).sum() for gradient in gradients.values()))
+    assert norm > 0.1  # or the claim would be empty
+    setup.sharded.step(setup.images, setup.labels)
+    clipped = setup.model.gradients(setup.sharded.contexts[0])
+    assert worst_error(clipped, {name: gradient * 0.1 / norm for name, gradient in gradients.items()}) < 1e-14
+
+
+def test_without_a_norm_nothing_is_clipped():
+    setup = Setup(shards=2)
+    gradients = setup.gradients()[1]
+    setup.sharded.step(setup.images, setup.labels)
+    assert worst_error(setup.model.gradients(setup.sharded.contexts[0]), gradients) == 0
+
+
+def test_loss_is_that_before_the_step():
+    setup = Setup(shards=2)
+    assert float(setup.sharded.step(setup.images, setup.labels)) == Setup(shards=2).gradients()[0]
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["integer labels", "soft labels"])
+def test_correct_is_how_many_of_the_last_batch_were_right(soft):
+    setup = Setup(shards=2, soft=soft)
+    setup.gradients()
+    logits = setup.model.forward(setup.images, Context(train=True, rng=5))
+    truth = setup.labels.argmax(-1) if soft else setup.labels
+    assert int(setup.sharded.correct) == (logits.argmax(-1) == truth).sum()
+
+
+@every_cut
+def test_evaluation_has_no_dropout_and_no_smoothing(cut):
+    setup = Setup(label_smoothing=0.3, **cut)
+    logits = setup.model.forward(setup.images)
+    loss, correct = setup.sharded.evaluate(setup.images, setup.labels)
+    assert float(loss) == pytest.approx(float(vitnp.softmax_cross_entropy(logits, setup.labels)[0]), rel=1e-14)
+    assert int(correct) == (logits.argmax(-1) == setup.labels).sum()
+
+
+def test_evaluation_between_steps_changes_nothing():
+    plain, watched = Setup(shards=2), Setup(shards=2)
+    plain.steps(2)
+    for _ in range(2):
+        watched.sharded.evaluate(watched.images, watched.labels)
+        watched.steps(1)
+    assert all(same_bits(a, b) for a, b in zip(plain.state(), watched.state(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_step_has_one_dtype_in_contexts_optimizer_and_model(dtype):
+    setup = Setup(dtype, shards=2, micro_batch=2, clip_norm=0.1, label_smoothing=0.1)
+    loss = setup.sharded.step(setup.images, setup.labels.tolist())
+    everything = [loss, *arrays_of(setup.sharded), *arrays_of(setup.optimizer), *arrays_of(setup.model)]
+    assert {array.dtype.name for array in everything if array.dtype.kind == "f"} == {dtype}
+
+
+def test_labels_may_be_a_list():
+    first, again = Setup(shards=2), Setup(shards=2)
+    again.labels = again.labels.tolist()
+    assert first.steps(1) == again.steps(1)
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", [0, BATCH - 1], ids=["first shard", "last shard"])
+def test_an_error_in_a_shard_is_raised_and_changes_no_parameter(row):
+    setup = Setup(shards=2)
+    setup.steps(1)
+    before = copy.deepcopy(setup.state())
+    setup.labels[row] = 99
+    with pytest.raises(ValueError, match="label 99 of sample"):
+        setup.sharded.step(setup.images, setup.labels)
+    assert all(same_bits(a, b) for a, b in zip(before, setup.state(), strict=True))
+    assert setup.optimizer.steps == 1
+
+
+@pytest.mark.parametrize("row", [0, BATCH - 1], ids=["first shard", "last shard"])
+def test_a_step_after_an_error_is_as_if_there_had_been_none(row):
+    setup, clean = Setup(shards=2), Setup(shards=2)
+    wrong = setup.labels.copy()
+    wrong[row] = 99
+    with pytest.raises(ValueError, match="label 99"):
+        setup.sharded.step(setup.images, wrong)
+    setup.steps(1), clean.steps(1)
+    assert same_bits(setup.model.flat, clean.model.flat)
+
+
+def test_a_gradient_that_is_not_finite_raises_and_changes_no_parameter():
+    setup = Setup(shards=2, clip_norm=1.0)
+    setup.model.parameters()["head.weight"][...] *= 1e200  # finite, but not when squared
+    before = copy.deepcopy(setup.state())
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="the gradient's norm is inf"):
+        setup.sharded.step(setup.images, setup.labels)
+    assert all(same_bits(a, b) for a, b in zip(before, setup.state(), strict=True))
+
+
+class Slow(vitnp.VisionTransformer):
+    """Takes long over all shards but the first, which begins with the first image."""
+
+    def watch(self, first_image):
+        self.first_image, self.running, self.started = first_image, 0, threading.Event()
+
+    def forward(self, x, ctx=None):
+        if np.array_equal(x[0], self.first_image):
+            self.started.wait(10)  # so that the other shard is under way when this one fails
+            return super().forward(x, ctx)
+        self.running += 1
+        self.started.set()
+        for _ in range(200):
+            logits = super().forward(x, ctx)
+        self.running -= 1
+        return logits
+
+
+def test_an_error_is_raised_when_no_shard_is_running_any_more():
+    config = hard_model().config
+    setup = Setup(shards=2, model=Slow(config, dtype="float64"))
+    setup.model.watch(setup.images[0])
+    setup.labels[0] = 99
+    with pytest.raises(ValueError, match="label 99"):
+        setup.sharded.step(setup.images, setup.labels)
+    assert setup.model.running == 0
+
+
+@pytest.mark.parametrize("option", ["shards", "micro_batch", "clip_norm"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_options_that_are_not_positive_are_refused_by_name(option, value):
+    with pytest.raises(ValueError, match=f"{option} is {value}; it must be above 0"):
+        Setup(**{option: value})
+
+
+def test_images_and_labels_of_different_number_are_refused():
+    setup = Setup(shards=2)
+    with pytest.raises(ValueError, match="7 images came with 6 labels"):
+        setup.sharded.step(setup.images, setup.labels[:-1])
+
+
+def test_an_empty_batch_is_refused_for_what_it_is():
+    setup = Setup(shards=2)
+    with pytest.raises(ValueError, match="images"):
+        setup.sharded.step(setup.images[:0], setup.labels[:0])
+
+
+# -- threads ----------------------------------------------------------------------------------------------------------
+
+
+def blas_threads():
+    return {library["num_threads"] for library in ThreadpoolController().info() if library["user_api"] == "blas"}
+
+
+class Spy(vitnp.VisionTransformer):
+    """Remembers on which threads it ran, and how many threads BLAS had there."""
+
+    def watch(self):
+        self.seen, self.threads = [], set()
+        return self
+
+    def forward(self, x, ctx=None):
+        self.seen.append(blas_threads())
+        self.threads.add(threading.get_ident())
+        return super().forward(x, ctx)
+
+
+@pytest.fixture
+def two_blas_threads():
+    with threadpool_limits(2, user_api="blas"):
+        if blas_threads() != {2}:
+            pytest.skip("this BLAS cannot have two threads")
+        yield
+
+
+def spying(**options):
+    return Setup(model=Spy(hard_model().config, dtype="float64").watch(), **options)
+
+
+@pytest.mark.parametrize("method", ["step", "evaluate"])
+def test_blas_has_one_thread_in_each_shard(two_blas_threads, method):
+    setup = spying(shards=2)
+    getattr(setup.sharded, method)(setup.images, setup.labels)
+    assert setup.model.seen == [{1}, {1}]
+
+
+def test_blas_has_its_threads_back_after_a_step(two_blas_threads):
+    Setup(shards=2).steps(1)
+    assert blas_threads() == {2}
+
+
+def test_blas_has_its_threads_back_after_an_error(two_blas_threads):
+    setup = Setup(shards=2)
+    setup.labels[0] = 99
+    with pytest.raises(ValueError, match="label 99"):
+        setup.steps(1)
+    assert blas_threads() == {2}
+
+
+def test_blas_has_one_thread_in_a_single_shard_too(two_blas_threads):
+    setup = spying(shards=1)
+    setup.steps(1)
+    assert setup.model.seen == [{1}]
+
+
+def test_shards_are_as_many_as_cores_unless_said():
+    setup = Setup()
+    assert setup.sharded.shards == len(setup.sharded.contexts) == usable_cores() >= 1
