@@ -225,6 +225,13 @@ def test_empty_grows_where_it_must_and_stays():
     assert ctx.empty(layer, "y", (5, 6), like).ctypes.data == larger.ctypes.data
 
 
+def test_empty_in_another_shape_of_the_same_size_is_the_same_memory():
+    ctx, layer, like = Context(), linear(), np.ones(1)
+    first, turned = ctx.empty(layer, "y", (5, 6), like), ctx.empty(layer, "y", (6, 5), like)
+    assert turned.shape == (6, 5)
+    assert first.ctypes.data == turned.ctypes.data
+
+
 @pytest.mark.parametrize("other", ["layer", "name", "dtype"])
 def test_empty_is_other_memory_for_another(other):
     ctx, layer = Context(), linear()

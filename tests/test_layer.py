@@ -333,6 +333,14 @@ def test_a_generator_is_drawn_from_where_it_stands():
     assert not same_bits(first.weight, second.weight)
 
 
+@every_layer
+def test_a_layer_starts_from_seed_zero_unless_said(name):
+    make, _ = LAYERS[name]
+    first, seeded = make(dtype="float64").parameters(), make(dtype="float64")
+    seeded.initialize(0)
+    assert all(same_bits(first[key], parameter) for key, parameter in seeded.parameters().items())
+
+
 def test_float32_starts_at_the_rounded_values_of_float64():
     assert same_bits(Linear(6, 7).weight, Linear(6, 7, dtype="float64").weight.astype("float32"))
 
@@ -395,6 +403,14 @@ def test_parameters_of_a_model_are_aligned_views_into_one_vector(dtype):
         assert np.shares_memory(parameter, model.flat)
         assert parameter.flags.c_contiguous
         assert parameter.ctypes.data % 64 == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
+def test_a_vector_of_the_layout_is_aligned_wherever_its_memory_begins(dtype):
+    layout, like = hard_model().layout, np.ones(1, dtype)
+    vectors = [layout.zeros(like) for _ in range(64)]
+    assert {vector.ctypes.data % 64 for vector in vectors} == {0}
+    assert {len(vector) for vector in vectors} == {layout.size}
 
 
 def test_parameters_do_not_overlap_and_cover_the_vector_but_for_gaps():

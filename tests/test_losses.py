@@ -70,6 +70,10 @@ def test_smoothed_labels_are_soft_labels():
     assert error(dlogits, soft_dlogits) < 1e-15
 
 
+def test_soft_labels_may_be_certain():
+    assert softmax_cross_entropy(logits(), np.eye(CLASSES)[LABELS])[0] == softmax_cross_entropy(logits(), LABELS)[0]
+
+
 def test_soft_labels_are_smoothed_too():
     loss = softmax_cross_entropy(logits(), SOFT, 0.2)[0]
     assert loss == pytest.approx(one_by_one(logits(), 0.8 * SOFT + 0.2 / CLASSES), rel=1e-14)

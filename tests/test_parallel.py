@@ -145,6 +145,12 @@ def test_masks_follow_the_steps_of_the_optimizer_so_that_a_resumed_run_goes_on()
     assert same_bits(after.model.flat, straight.model.flat)
 
 
+def test_masks_are_those_of_seed_zero_unless_said():
+    setup = Setup(shards=2)
+    found, seeded = (ShardedStep(setup.model, setup.optimizer, shards=2, **seed) for seed in ({}, {"rng": 0}))
+    assert found.gradients(setup.images, setup.labels) == seeded.gradients(setup.images, setup.labels)
+
+
 def test_gradients_leave_the_parameters_as_they_are():
     setup = Setup(shards=2)
     before = setup.model.flat.copy()

@@ -61,6 +61,11 @@ def test_eps_reaches_both_norms():
     assert (layer.norm1.eps, layer.norm2.eps) == (0.25, 0.25)
 
 
+def test_eps_is_that_of_the_original_unless_said():
+    layer = Block(6, 2, 7)
+    assert (layer.norm1.eps, layer.norm2.eps) == (1e-6, 1e-6)
+
+
 def test_rates_reach_their_layers():
     layer = block(dropout=0.2, attention_dropout=0.3)
     rates = (layer.dropout.rate, layer.mlp.dropout1.rate, layer.mlp.dropout2.rate, layer.attn.dropout.rate)
