@@ -136,7 +136,7 @@ def make_parser():
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("workloads", nargs="*", default=list(WORKLOADS), metavar="WORKLOAD", help=", ".join(WORKLOADS))
-    parser.add_argument("--compare", nargs="*", choices=["torch"], default=[], help="time these in the same run")
+    parser.add_argument("--compare", action="append", choices=["torch"], default=[], help="time it in the same run")
     parser.add_argument("--seconds", type=float, default=20, help="how long to measure a workload, all sides together")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs CuPy and an NVIDIA GPU")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -1,6 +1,5 @@
 """What every layer promises, one test for each promise and layer; and how layers are named, copied and laid out."""
 
-import copy
 import math
 import warnings
 
@@ -442,11 +441,6 @@ def test_layout_gives_every_parameter_its_own_shape_back():
     for name, parameter in model.parameters().items():
         assert layout.view(vector, name).shape == parameter.shape
         assert layout.view(vector, name).size == math.prod(parameter.shape)
-
-
-def test_a_shallow_copy_shares_the_arrays():
-    layer = make_layer("linear")[0]
-    assert copy.copy(layer).weight is layer.weight
 
 
 def test_a_model_written_in_place_computes_with_what_was_written():

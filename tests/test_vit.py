@@ -138,8 +138,8 @@ def test_final_norm_stands_before_the_mean():
     model = hard_model(pool="mean", **NO_DROPOUT)
     ctx = Context(record=True)
     logits = model.forward(images_for(model), ctx)
-    normed = model.norm.forward(ctx.saved(model).tokens, Context())
-    assert error(logits, normed.mean(1) @ model.head.weight + model.head.bias) < 1e-14
+    normed = model.classifier.norm.forward(ctx.saved(model.classifier).tokens, Context())
+    assert error(logits, normed.mean(1) @ model.classifier.head.weight + model.classifier.head.bias) < 1e-14
 
 
 def test_dropout_follows_the_positions_too():

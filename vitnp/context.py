@@ -56,12 +56,14 @@ class Context:
         self._buffers: dict[Any, Array] = {}  # flat memory
         self._views: dict[Any, Array] = {}  # the same in the shape it was last asked for
         self._ones_buffer: Array | None = None
+        self._drawing: dict[str, list[Layer]] = {}  # who has drawn random bits in this pass, by path
 
     # -- saved tensors ----------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Open a new pass: forget what the last one saved. Gradients, buffers and the step stay."""
         self._saved.clear()
+        self._drawing.clear()
 
     def save(self, layer: Layer, **tensors: Any) -> None:
         """Keep tensors by name for `layer.backward`; does nothing in a context that does not record."""
@@ -75,7 +77,10 @@ class Context:
         self._saved[layer] = SimpleNamespace(**tensors)
 
     def saved(self, layer: Layer) -> SimpleNamespace:
-        """Return what `layer.forward` saved in this pass, to be read by name and never written to."""
+        """Return what `layer.forward` saved in this pass, to be read by name and never written to.
+
+        The next pass uses the same memory again: copy what is to outlive this one.
+        """
         try:
             return self._saved[layer]
         except KeyError:
@@ -88,11 +93,19 @@ class Context:
 
     def grad(self, layer: Layer, name: str) -> Array:
         """Return the gradient of the parameter `name` of `layer`: zeros until something was added."""
+        self._written.add((layer, name))  # as whoever has it may write to it
+        return self._grad(layer, name)
+
+    def has_gradients(self, layout: Layout) -> bool:
+        """Return whether this context has seen a backward of the model of this layout."""
+        return layout in self._flat_grads
+
+    def _grad(self, layer: Layer, name: str) -> Array:
         key = layer, name
         if key not in self._grads:
             parameter = getattr(layer, name)
             if layer.layout is None:
-                self._grads[key] = array_module(parameter).zeros_like(parameter)
+                self._grads[key] = array_module(parameter).zeros(parameter.shape, parameter.dtype)
                 self._own_grads.append(self._grads[key])
             else:
                 flat = self.flat_grad(layer.layout, like=parameter)
@@ -108,7 +121,9 @@ class Context:
     def add_grad(self, layer: Layer, **grads: Array) -> None:
         """Add to gradients of `layer`, by the names of its parameters."""
         for name, value in grads.items():
-            total = self.grad(layer, name)
+            total = self._grad(layer, name)
+            if value.shape != total.shape:
+                raise ValueError(f"the gradient of {layer}'s {name} has shape {value.shape}; expected {total.shape}")
             total += value
             self._written.add((layer, name))
 
@@ -117,7 +132,7 @@ class Context:
 
         The product has as many elements as the parameter, in the same order; its shape may be another.
         """
-        total = self.grad(layer, name).reshape(*a.shape[:-1], b.shape[-1])
+        total = self._grad(layer, name).reshape(*a.shape[:-1], b.shape[-1])
         xp = array_module(total)
         if (layer, name) in self._written:
             product = self.scratch("product", total.shape, like=total)
@@ -182,7 +197,12 @@ class Context:
         """
         if self.rng is None:
             raise ContextError(f"{layer} draws random bits: give this pass a seed, Context(train=True, rng=0)")
-        key = hashlib.blake2b(f"{self.rng} {self.step} {layer.path}".encode(), digest_size=8).digest()
+        # Layers outside of a model share the path "": there the order in which a pass comes to them tells them apart.
+        same_path = self._drawing.setdefault(layer.path, [])
+        if layer not in same_path:
+            same_path.append(layer)
+        name = f"{self.rng} {self.step} {layer.path}" + " again" * same_path.index(layer)
+        key = hashlib.blake2b(name.encode(), digest_size=8).digest()
         low, high = int.from_bytes(key[:4], "little"), int.from_bytes(key[4:], "little")
         xp = array_module(like)
         rows = xp.arange(self.first_row, self.first_row + shape[0], dtype="uint32")[:, None]

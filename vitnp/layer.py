@@ -46,11 +46,14 @@ class Layer:
         return f"{type(self).__name__} {self.path!r}" if self.path else type(self).__name__
 
     def forward(self, x: Array, ctx: Context) -> Array:
-        """Return y, the layer's output for x."""
+        """Return y, the layer's output for x. It may be memory of the context, which the next pass writes over."""
         raise NotImplementedError
 
     def backward(self, dy: Array, ctx: Context) -> Array:
-        """Return dx, the gradient of a loss whose gradient with respect to y is dy; add the parameters' to ctx."""
+        """Return dx, the gradient of a loss whose gradient with respect to y is dy; add the parameters' to ctx.
+
+        dx, too, may be memory of the context.
+        """
         raise NotImplementedError
 
     # -- building ---------------------------------------------------------------------------------------------------
@@ -96,7 +99,7 @@ class Layer:
             if isinstance(value, Layer):
                 yield attribute, value
             elif isinstance(value, list):
-                yield from ((f"{attribute}.{i}", child) for i, child in enumerate(value))
+                yield from ((f"{attribute}.{i}", child) for i, child in enumerate(value) if isinstance(child, Layer))
 
     def parameter_name(self, name: str) -> str:
         """Return the dotted name of this layer's parameter `name` within the outermost layer."""
@@ -123,6 +126,9 @@ class Layer:
 
     # -- copies -----------------------------------------------------------------------------------------------------
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self._copy(lambda array: array.copy())
+
     def astype(self, dtype: DTypeLike) -> Self:
         """Return a copy whose parameters have another dtype: "float32", "float64" or "complex128"."""
         return self._copy(lambda array: array.astype(dtype))
@@ -147,7 +153,7 @@ class Layer:
             if isinstance(child, Layer):
                 setattr(clone, attribute, child._clone())
             elif isinstance(child, list):
-                setattr(clone, attribute, [item._clone() for item in child])
+                setattr(clone, attribute, [item._clone() if isinstance(item, Layer) else item for item in child])
         return clone
 
 

@@ -13,6 +13,7 @@ arXiv 1512.00567, section 7).
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -39,19 +40,26 @@ def softmax_cross_entropy(
             Values on a GPU are not read, for that would make it wait: there a NaN shows in the loss.
         TypeError: labels that are neither integers (B,) nor floats (B, classes).
     """
+    logits = logits if hasattr(logits, "dtype") else np.asarray(logits)
     if logits.ndim != 2 or 0 in logits.shape:
         raise ValueError(f"logits have shape {logits.shape}; expected (batch, classes), neither of them 0")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing is {label_smoothing}; it must be at least 0 and below 1")
-    xp, B = array_module(logits), batch_size or len(logits)
-    if xp is np and np.isnan(logits).any():
-        row = int(np.isnan(logits).any(-1).argmax())
-        raise ValueError(f"logits of sample {row} are NaN: the network has diverged, or its input was not finite")
-    targets = _targets(labels, logits, label_smoothing)
+    xp, B = array_module(logits), len(logits) if batch_size is None else operator.index(batch_size)
+    if B < 1:
+        raise ValueError(f"batch_size is {B}; it must be at least 1")
+    if xp is np and not (logits.real < np.inf).all():
+        row = int((~(logits.real < np.inf)).any(-1).argmax())
+        raise ValueError(
+            f"logits of sample {row} are NaN or inf: the network has diverged, or its input was not finite"
+        )
+    targets = _targets(labels, logits, float(label_smoothing))
     shifted = logits - logits.real.max(-1, keepdims=True)
     exp = xp.exp(shifted)
     total, mass = exp.sum(-1, keepdims=True), targets.sum(-1, keepdims=True)
-    loss = (mass * xp.log(total) - (targets * shifted).sum(-1, keepdims=True)).sum() / B
+    # A class that no target asks for may have the logit −inf: 0 · −inf would be NaN.
+    chosen = xp.where(targets == 0, 0, shifted)
+    loss = (mass * xp.log(total) - (targets * chosen).sum(-1, keepdims=True)).sum() / B
     return loss, (mass * (exp / total) - targets) / B
 
 

@@ -44,19 +44,27 @@ class Adam:
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
+        if not isinstance(model, VisionTransformer):
+            raise TypeError(f"Adam trains a VisionTransformer, whose parameters are one vector; this is {model!r}")
         if not (math.isfinite(lr) and lr > 0):
             raise ValueError(f"lr is {lr}; it must be above 0")
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas are {betas}; both must be at least 0 and below 1")
         if not (eps > 0 and weight_decay >= 0):
             raise ValueError(f"eps is {eps} and weight_decay {weight_decay}; eps must be above 0, the decay at least 0")
-        self.model, self.lr, self.betas, self.eps, self.weight_decay = model, lr, betas, eps, weight_decay
+        self.model, self.lr, self.betas = model, float(lr), (float(betas[0]), float(betas[1]))
+        self.eps, self.weight_decay = float(eps), float(weight_decay)
         self.steps = 0
         self.m = model.layout.zeros(like=model.flat)
         self.v = model.layout.zeros(like=model.flat)
 
     def step(self, ctx: Context) -> None:
-        """Update every parameter by the gradients in `ctx`, which stay as they are."""
+        """Update every parameter by the gradients in `ctx`, which stay as they are.
+
+        Raises ValueError where `ctx` has seen no backward of this optimizer's model.
+        """
+        if not ctx.has_gradients(self.model.layout):
+            raise ValueError("this Context holds no gradients of the optimizer's model: backward ran on another model?")
         self.steps += 1
         flat, layout = self.model.flat, self.model.layout
         gradients = ctx.flat_grad(layout, like=flat)
@@ -86,12 +94,16 @@ class Adam:
 def clip_global_norm(gradients: Array, max_norm: float) -> Array:
     """Scale a vector of gradients in place so that its Euclidean norm is at most `max_norm`; return the norm before.
 
-    (Pascanu et al., arXiv 1211.5063, algorithm 1.) The norm is a scalar on the gradients' device.
-    Raises FloatingPointError on a CPU where the norm is not finite: scaling would turn an infinity into NaN.
+    (Pascanu et al., arXiv 1211.5063, algorithm 1.) The norm is a scalar on the gradients' device; with an infinite
+    `max_norm` nothing is scaled. Raises ValueError unless max_norm is above 0, and FloatingPointError on a CPU where
+    the norm is not finite: scaling would turn an infinity into NaN.
     """
+    if not max_norm > 0:
+        raise ValueError(f"max_norm is {max_norm}; it must be above 0")
     xp = array_module(gradients)
     norm = xp.sqrt(gradients @ gradients)
     if xp is np and not np.isfinite(norm):
         raise FloatingPointError(f"the gradient's norm is {norm}: lower the learning rate, or look for bad input")
-    gradients *= xp.minimum(1, max_norm / xp.maximum(norm, max_norm))
+    if max_norm < math.inf:
+        gradients *= max_norm / xp.maximum(norm, max_norm)
     return norm

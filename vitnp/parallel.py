@@ -10,7 +10,9 @@ arrays in that core's cache, which several BLAS threads in turn on the same arra
 
 from __future__ import annotations
 
+import math
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
@@ -57,13 +59,14 @@ class ShardedStep:
         for name, value in (("shards", shards), ("micro_batch", micro_batch), ("clip_norm", clip_norm)):
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}; it must be above 0")
+        if optimizer.model is not model:
+            raise ValueError("the optimizer was made for another model: give ShardedStep the model it was made with")
         self.model, self.optimizer, self.shards, self.micro_batch = model, optimizer, shards, micro_batch
-        self.clip_norm, self.label_smoothing = clip_norm, label_smoothing
+        self.clip_norm, self.label_smoothing = math.inf if clip_norm is None else clip_norm, label_smoothing
         self.contexts = [Context(train=True, rng=rng) for _ in range(shards)]
         self.correct: Any = 0
         self._evaluation_contexts = [Context() for _ in range(shards)]
         self._threads = ThreadPoolExecutor(shards, thread_name_prefix="vitnp-shard")
-        self._blas = _blas_controller()
 
     def step(self, images: Array, labels: Any) -> Any:
         """Train on one batch; return the mean loss before the step, a scalar on the model's device.
@@ -73,8 +76,7 @@ class ShardedStep:
         `correct` is then the number of samples whose class the network had right.
         """
         loss = self.gradients(images, labels)
-        if self.clip_norm is not None:
-            clip_global_norm(self._flat_grad(self.contexts[0]), self.clip_norm)
+        clip_global_norm(self._flat_grad(self.contexts[0]), self.clip_norm)
         self.optimizer.step(self.contexts[0])
         return loss
 
@@ -116,12 +118,14 @@ class ShardedStep:
 
         def run(ctx: Context, first: int, end: int) -> list[tuple[Any, Any]]:
             size, results = self.micro_batch or end - first, []
-            for ctx.first_row in range(first, end, size):
-                part = slice(ctx.first_row, min(ctx.first_row + size, end))
-                results.append(work(ctx, images[part], labels[part], len(images)))
+            # What overflows shows in the loss and in the gradient's norm, which are looked at; no need to warn as well.
+            with np.errstate(over="ignore", invalid="ignore"):
+                for row in range(first, end, size):
+                    part, ctx.first_row = slice(row, min(row + size, end)), row
+                    results.append(work(ctx, images[part], labels[part], len(images)))
             return results
 
-        with self._blas.limit(limits=1, user_api="blas"):
+        with _one_blas_thread:
             jobs = [self._threads.submit(run, ctx, *shard) for ctx, shard in zip(contexts, shards, strict=False)]
             wait(jobs)  # all of them, even if one fails: none may go on in a context that is used again
         results = [result for job in jobs for result in job.result()]
@@ -146,9 +150,33 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _blas_controller() -> Any:
-    """Return a controller of BLAS's threads, found once: a fresh look at the loaded libraries takes longer than a step
-    of a small model may."""
-    from threadpoolctl import ThreadpoolController
+class _OneBlasThread:
+    """While anyone is inside, BLAS has one thread; the last to leave gives it back those that it had.
 
-    return ThreadpoolController()
+    The limit holds for the whole process, so steps of several models at a time must share it. The libraries are looked
+    up once, for looking takes longer than a step of a small model may.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._controller: Any = None
+        self._limit: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._controller is None:
+                from threadpoolctl import ThreadpoolController
+
+                self._controller = ThreadpoolController()
+            if self._inside == 0:
+                self._limit = self._controller.limit(limits=1, user_api="blas")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._limit.restore_original_limits()
+
+
+_one_blas_thread = _OneBlasThread()

@@ -5,27 +5,26 @@
     embeddings      class token in front, positions added        (B, N, D)
     dropout
     blocks          z = x + attention(norm(x)); x = z + mlp(norm(z))
-    norm, pool      the class token, or the mean of all tokens   (B, D)
-    pre_logits      optional: tanh(x W + b)                      (B, R)
-    head            x W + b                                      (B, classes)
+    classifier      norm, class token or mean, linear head       (B, classes)
 
-B batch, n patches, N tokens, D width, R representation size.
+B batch, n patches, N tokens, D width.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import operator
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from vitnp.backend import Array, array_module, to_device
+from vitnp.backend import Array, array_module, to_cpu, to_device
 from vitnp.context import Context
-from vitnp.initializers import constant, lecun_normal
 from vitnp.layer import Layer, Layout
-from vitnp.layers import Block, Dropout, Embeddings, LayerNorm, Linear, PatchEmbed, Tanh
+from vitnp.layers import Block, ClassifierHead, Dropout, Embeddings, PatchEmbed
 
 # Table 1 of the paper (B, L, H); Ti and S as in the original implementation
 SIZES = {
@@ -36,6 +35,7 @@ SIZES = {
     "H": {"dim": 1280, "depth": 32, "num_heads": 16, "mlp_dim": 5120},
 }
 PATCHES = ("14", "16", "32")
+DTYPES = tuple(map(np.dtype, ("float32", "float64", "complex64", "complex128")))
 
 
 class ConfigError(ValueError):
@@ -71,10 +71,9 @@ class ViTConfig:
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size"):
             object.__setattr__(self, name, _pair(name, getattr(self, name)))
-        for name in ("channels", "num_classes", "dim", "depth", "num_heads", "mlp_dim"):
-            _positive(name, getattr(self, name))
-        if self.representation_size is not None:
-            _positive("representation_size", self.representation_size)
+        for name in ("channels", "num_classes", "dim", "depth", "num_heads", "mlp_dim", "representation_size"):
+            if name != "representation_size" or self.representation_size is not None:
+                object.__setattr__(self, name, _positive(name, getattr(self, name)))
         for side, image, patch in zip(("height", "width"), self.image_size, self.patch_size, strict=True):
             if image % patch:
                 below, above = image // patch * patch, -(-image // patch) * patch
@@ -83,14 +82,14 @@ class ViTConfig:
                     f"image {side} {image} is not divisible by patch {side} {patch}: use an image of {nearest}"
                 )
         if self.dim % self.num_heads:
-            valid = [h for h in range(1, self.dim + 1) if self.dim % h == 0 and h <= 4 * self.num_heads]
+            valid = [heads for heads in range(1, 4 * self.num_heads) if self.dim % heads == 0]
             raise ConfigError(f"dim {self.dim} is not divisible by num_heads {self.num_heads}: use one of {valid}")
         for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
+            if not 0 <= _number(name, getattr(self, name)) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         _one_of("pool", self.pool, ("token", "mean"))
         _one_of("gelu", self.gelu, ("tanh", "erf"))
-        if not self.layer_norm_eps > 0:
+        if not 0 < _number("layer_norm_eps", self.layer_norm_eps) < math.inf:
             raise ConfigError(f"layer_norm_eps is {self.layer_norm_eps}; it must be above 0")
 
     @classmethod
@@ -142,6 +141,8 @@ class VisionTransformer(Layer):
         self, config: ViTConfig, rng: int | np.random.Generator | None = 0, dtype: DTypeLike = "float32"
     ) -> None:
         super().__init__()
+        if np.dtype(dtype) not in DTYPES:
+            raise ValueError(f"dtype is {np.dtype(dtype)}; choose one of {', '.join(map(str, DTYPES))}")
         c = self.config = config
         options: dict[str, Any] = {"rng": None, "dtype": dtype}
         self.patch_embed = PatchEmbed(c.image_size, c.patch_size, c.channels, c.dim, **options)
@@ -160,14 +161,14 @@ class VisionTransformer(Layer):
             )
             for _ in range(c.depth)
         ]
-        self.norm = LayerNorm(c.dim, eps=c.layer_norm_eps, **options)
-        features = c.dim
-        self.pre_logits: Linear | None = None
-        if c.representation_size is not None:
-            features = c.representation_size
-            self.pre_logits = Linear(c.dim, features, weight_init=lecun_normal(c.dim), **options)
-            self.tanh = Tanh()
-        self.head = Linear(features, c.num_classes, weight_init=constant(0), **options)
+        self.classifier = ClassifierHead(
+            c.dim,
+            c.num_classes,
+            pool=c.pool,
+            representation_size=c.representation_size,
+            layer_norm_eps=c.layer_norm_eps,
+            **options,
+        )
         self.built(rng=None)
         self._bind(Layout(self), copy=False)
         if rng is not None:
@@ -187,45 +188,23 @@ class VisionTransformer(Layer):
         x = self.dropout.forward(self.embeddings.forward(x, ctx), ctx)
         for block in self.blocks:
             x = block.forward(x, ctx)
-        ctx.save(self, tokens=x)
-        x = self._pool(x, ctx)
-        if self.pre_logits is not None:
-            x = self.tanh.forward(self.pre_logits.forward(x, ctx), ctx)
-        return self.head.forward(x, ctx).copy()
+        return self.classifier.forward(x, ctx).copy()
 
     def backward(self, dy: Array, ctx: Context) -> Array:
         """dlogits (B, classes) -> dimages (B, H, W, C), a fresh array; adds every parameter's gradient to `ctx`."""
-        dx = self.head.backward(dy, ctx)
-        if self.pre_logits is not None:
-            dx = self.pre_logits.backward(self.tanh.backward(dx, ctx), ctx)
-        dx = self._pool_backward(dx, ctx)
+        dx = self.classifier.backward(dy, ctx)
         for block in reversed(self.blocks):
             dx = block.backward(dx, ctx)
         dx = self.embeddings.backward(self.dropout.backward(dx, ctx), ctx)
         return self.patch_embed.backward(dx, ctx).copy()
 
-    def _pool(self, x: Array, ctx: Context) -> Array:
-        """(B, N, D) -> (B, D). The norm treats each token alone, so the class token needs no other's."""
-        if self.config.pool == "token":
-            return self.norm.forward(x[:, 0], ctx)
-        return self.norm.forward(x, ctx).mean(1)
-
-    def _pool_backward(self, dpooled: Array, ctx: Context) -> Array:
-        tokens = ctx.saved(self).tokens
-        dx = ctx.empty(self, "dx", tokens.shape, like=tokens)
-        if self.config.pool == "token":
-            dx.fill(0)
-            dx[:, 0] = self.norm.backward(dpooled, ctx)
-            return dx
-        dx[...] = dpooled[:, None] / tokens.shape[1]
-        return self.norm.backward(dx, ctx)
-
     def _check(self, images: Array) -> Array:
         """Return the images in the parameters' dtype and on their device, or say what is wrong with them."""
+        images = images if hasattr(images, "dtype") else np.asarray(images)
         expected = (*self.config.image_size, self.config.channels)
         if images.ndim != 4 or images.shape[1:] != expected or len(images) == 0:
             raise ValueError(f"images have shape {images.shape}; expected (batch, {', '.join(map(str, expected))})")
-        if images.dtype.kind not in "fc":
+        if images.dtype.kind not in ("fc" if self.flat.dtype.kind == "c" else "f"):
             raise TypeError(
                 f"images are {images.dtype}; expected floats: scale them first, as vitnp.data.normalize does"
             )
@@ -252,24 +231,39 @@ class VisionTransformer(Layer):
         clone._bind(Layout(clone), copy=True)
         return clone
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.config, str(self.flat.dtype), self.device, to_cpu(self.flat))
+
     @property
     def device(self) -> str:
         """ "cpu" or "cuda": where the parameters are."""
         return "cpu" if array_module(self.flat) is np else "cuda"
 
 
+def _rebuild(config: ViTConfig, dtype: str, device: str, flat: np.ndarray) -> VisionTransformer:
+    """Return the model that was pickled."""
+    model = VisionTransformer(config, rng=None, dtype=dtype)
+    model.flat[...] = flat
+    return model if device == "cpu" else model.to_device(device)
+
+
 def _pair(name: str, value: Any) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2:
+    sides = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(sides) != 2:
         raise ConfigError(f"{name} is {value!r}; expected an int or a (height, width) pair")
-    for side in pair:
-        _positive(name, side)
-    return pair
+    return _positive(name, sides[0]), _positive(name, sides[1])
 
 
-def _positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+def _positive(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
         raise ConfigError(f"{name} is {value!r}; expected an integer of at least 1")
+    return operator.index(value)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
+        raise ConfigError(f"{name} is {value!r}; expected a number")
+    return float(value)
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -160,3 +160,17 @@ def test_rows_of_a_large_offset(kernel):
     given = arguments(kernel, MANY_ROWS, "float64")
     given[0] = given[0] + 1e4
     assert_equal(fast(kernel, given), plain(kernel, given), 1e-11)
+
+
+@every_dtype
+@pytest.mark.parametrize("spread", [0.01, 1, 100, 1e4])
+def test_softmax_of_rows_that_lie_apart(dtype, spread):
+    x = (normal(MANY_ROWS, 1) + spread * normal((MANY_ROWS[0], 1), 2)).astype(dtype)
+    assert_equal(fast(softmax, [x]), plain(softmax, [x]), bar(softmax, dtype))
+
+
+@every_dtype
+def test_softmax_of_a_row_in_which_one_score_is_masked(dtype):
+    x = normal(MANY_ROWS, 1).astype(dtype)
+    x[3, 5] = -np.inf
+    assert_equal(fast(softmax, [x]), plain(softmax, [x]), bar(softmax, dtype))

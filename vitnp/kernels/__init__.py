@@ -24,12 +24,13 @@ from vitnp.context import Memory
 def tuned(plain: Callable[..., Any]) -> Any:
     """Return `plain` with its kernel in front, chosen by the first argument; `.__wrapped__` is the plain formula.
 
-    The result takes one more argument by name, `memory`, for what the kernel allocates.
+    The result takes one more argument by name, `memory`, for what the kernel allocates; without it, the plain formula
+    is what runs.
     """
 
     @functools.wraps(plain)
-    def choose(x: Any, *args: Any, memory: Memory) -> Any:
-        if array_module(x) is np and x.dtype.kind == "f":
+    def choose(x: Any, *args: Any, memory: Memory | None = None) -> Any:
+        if memory is not None and array_module(x) is np and x.dtype.kind == "f":
             from vitnp.kernels import cpu
 
             return getattr(cpu, plain.__name__)(x, *args, memory=memory)

@@ -16,6 +16,7 @@ from vitnp.layers.gelu import CUBIC, SQRT_2_OVER_PI
 from vitnp.layers.gelu import gelu_erf as plain_gelu_erf
 
 BLOCK = 32768  # elements: five float32 arrays of them fit into an L2 cache of one megabyte
+SATURATED = 1e4  # (100)²: there √(2/π) (x + a x³) is beyond 3e4
 SPREAD = 16.0  # so close, scores lose no more in a common shift than they had lost when they were rounded
 
 
@@ -24,7 +25,8 @@ def gelu_tanh(x: np.ndarray, *, memory: Memory) -> tuple[np.ndarray, np.ndarray]
     y, slope = memory.empty("y", x.shape, like=x), memory.empty("slope", x.shape, like=x)
     for x_, y_, slope_ in _blocks(x, y, slope):
         h = memory.scratch("h", x_.shape, like=x)
-        np.multiply(x_, x_, out=slope_)  # slope_ holds x² until the last four lines
+        np.multiply(x_, x_, out=slope_)
+        np.minimum(slope_, SATURATED, out=slope_)  # x²; larger ones only overflow, for tanh is ±1 long before
         np.multiply(slope_, CUBIC * SQRT_2_OVER_PI, out=h)
         h += SQRT_2_OVER_PI
         h *= x_
@@ -59,6 +61,7 @@ def layer_norm(
     mean_weights = np.full(dim, 1 / dim, x.dtype)
     for x_, y_, x_hat_, rstd_ in _row_blocks(dim, x, y, x_hat, rstd):
         np.subtract(x_, (x_ @ mean_weights)[:, None], out=x_hat_)
+        x_hat_ -= (x_hat_ @ mean_weights)[:, None]  # what rounding left: it matters where a row is all but constant
         np.multiply(x_hat_, x_hat_, out=y_)  # y_ holds the squares for two lines
         variance = (y_ @ mean_weights)[:, None]
         np.divide(1, np.sqrt(variance + eps), out=rstd_)

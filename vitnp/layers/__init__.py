@@ -11,12 +11,14 @@ from vitnp.layers.embeddings import Embeddings
 from vitnp.layers.attention import Attention
 from vitnp.layers.mlp import MLP
 from vitnp.layers.block import Block
+from vitnp.layers.head import ClassifierHead
 
 __all__ = [
     "GELU",
     "MLP",
     "Attention",
     "Block",
+    "ClassifierHead",
     "Dropout",
     "Embeddings",
     "LayerNorm",

@@ -42,7 +42,7 @@ class Attention(Layer):
         dtype: DTypeLike = "float32",
     ) -> None:
         super().__init__()
-        if dim % num_heads:
+        if num_heads < 1 or dim % num_heads:
             raise ValueError(f"dim {dim} is not divisible by num_heads {num_heads}")
         self.num_heads, self.scale = num_heads, 1 / math.sqrt(dim // num_heads)
         # The fused weight holds three D x D projections side by side, each initialised as one of its own.

@@ -96,6 +96,9 @@ class GELU(Layer):
         self.form = form
         self.built(rng=None)
 
+    def __repr__(self) -> str:
+        return f"{super().__repr__()} ({self.form})"
+
     def forward(self, x: Array, ctx: Context) -> Array:
         """x -> y of the same shape."""
         y, slope = (gelu_tanh if self.form == "tanh" else gelu_erf)(x, memory=ctx.memory(self))

@@ -2,8 +2,8 @@
 
 Forward     y = x W + b
 
-Backward    A loss changes by Σ dy · dx W through x and by Σ dy · (x dW + db) through the parameters. Collecting what
-            stands beside each,
+Backward    Small changes δx, δW, δb change y by δx W + x δW + δb, and so the loss by Σ dy · (δx W + x δW + δb), summed
+            over all entries. What stands beside each change is its gradient:
                 dx = dy Wᵀ,   dW = xᵀ dy,   db = Σ dy over the rows
 
 Shapes      x, dx (..., d_in)    y, dy (..., d_out)    W (d_in, d_out)    b (d_out,)

@@ -48,6 +48,8 @@ class PatchEmbed(Linear):
         rng: int | np.random.Generator | None = 0,
         dtype: DTypeLike = "float32",
     ) -> None:
+        if image_size[0] % patch_size[0] or image_size[1] % patch_size[1]:
+            raise ValueError(f"patches of {patch_size} do not tile images of {image_size}")
         d_in = patch_size[0] * patch_size[1] * channels
         self.image_size, self.patch_size = image_size, patch_size
         super().__init__(d_in, dim, weight_init=lecun_normal(d_in), rng=rng, dtype=dtype)
