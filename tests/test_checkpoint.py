@@ -33,14 +33,16 @@ def saved(tmp_path):
 
 
 def rewrite(path, change):
-    """Write the checkpoint anew after `change(tensors, meta)`."""
+    """Write the checkpoint anew after `change(tensors, meta)`, with the digest that belongs to it."""
     from safetensors import safe_open
+
+    from vitnp.checkpoint import _digest
 
     with safe_open(path, framework="numpy") as file:
         meta = json.loads(file.metadata()["vitnp"])
     tensors = load_file(path)
     change(tensors, meta)
-    save_file(tensors, path, {"vitnp": json.dumps(meta)})
+    save_file(tensors, path, {"vitnp": json.dumps(meta), "sha256": _digest(json.dumps(meta), tensors)})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -107,6 +109,31 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, content):
         vitnp.load_checkpoint(path)
 
 
+def test_every_flipped_bit_is_noticed(saved):
+    path, *_ = saved
+    content = path.read_bytes()
+    positions = np.random.default_rng(0).integers(0, 8 * len(content), 400)
+    for position in [*range(0, 8 * 200, 3), *positions.tolist()]:
+        flipped = bytearray(content)
+        flipped[position // 8] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        with pytest.raises(vitnp.CheckpointError, match=path.name):
+            vitnp.load_checkpoint(path)
+
+
+def test_a_learning_rate_of_zero_comes_back(saved):
+    path, model, optimizer = saved
+    optimizer.lr = 0.0  # where schedules end
+    vitnp.save_checkpoint(path, model, optimizer)
+    assert vitnp.load_checkpoint(path).optimizer.lr == 0
+
+
+def test_an_optimizer_of_another_model_is_not_saved(saved):
+    path, _, optimizer = saved
+    with pytest.raises(ValueError, match="made for another model"):
+        vitnp.save_checkpoint(path, trained_model()[0], optimizer)
+
+
 def test_another_programs_safetensors_file_is_refused(tmp_path):
     save_file({"w": np.zeros(3)}, tmp_path / "m")
     with pytest.raises(vitnp.CheckpointError, match="not one of vitnp's"):
@@ -125,6 +152,10 @@ def test_another_programs_safetensors_file_is_refused(tmp_path):
         (lambda t, meta: meta["config"].update(dim=7), r"description of the model is damaged: dim 7"),
         (lambda t, meta: meta["config"].update(colour="red"), r"description of the model is damaged"),
         (lambda t, meta: meta["config"].update(depth=3), r"missing \['adam.m.blocks.2"),
+        (lambda t, meta: meta["config"].update(dim=2**40), r"description of the model is damaged"),
+        (lambda t, meta: meta["adam"].pop("lr"), r"damaged: the optimizer's settings are"),
+        (lambda t, meta: meta["adam"].update(steps="x"), r"damaged: the optimizer's settings are"),
+        (lambda t, meta: meta.update(progress=None), r"description of the model is damaged"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_with_the_reason(saved, change, message):
