@@ -35,6 +35,8 @@ def make_targets(rng):
         (layers.Attention(D, HEADS, dropout=0.3, **kw), tokens),
         (layers.MLP(D, MLP_DIM, dropout=0.2, **kw), tokens),
         (layers.Block(D, HEADS, MLP_DIM, **rates, **kw), tokens),
+        (layers.ClassifierHead(D, 7, pool="token", **kw), tokens),
+        (layers.ClassifierHead(D, 7, pool="mean", representation_size=9, **kw), tokens),
     ]
     sizes = {"image_size": (6, 8), "patch_size": (3, 2), "channels": 2, "num_classes": 7}
     sizes |= {"dim": D, "depth": 2, "num_heads": HEADS, "mlp_dim": MLP_DIM, **rates}

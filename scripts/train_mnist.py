@@ -6,23 +6,8 @@ The files are looked for under --data, then $VITNP_DATA, then the platform's cac
 
 from pathlib import Path
 
-from vitnp import ViTConfig, train
+from vitnp import train
 from vitnp.data import load_mnist
-
-
-def make_config(args):
-    return ViTConfig(
-        image_size=28,
-        patch_size=args.patch_size,
-        channels=1,
-        num_classes=10,
-        dim=args.dim,
-        depth=args.depth,
-        num_heads=args.heads,
-        mlp_dim=args.mlp_dim,
-        dropout=args.dropout,
-        pool=args.pool,
-    )
 
 
 def load_data(args):
@@ -37,7 +22,6 @@ def make_parser():
         depth=4,
         heads=4,
         mlp_dim=128,
-        dropout=0.0,
         epochs=14,
         batch_size=128,
         lr=3e-3,
@@ -53,4 +37,4 @@ def make_parser():
 
 
 if __name__ == "__main__":
-    raise SystemExit(train.main(make_parser(), make_config, load_data))
+    raise SystemExit(train.main(make_parser(), load_data, image_size=28, channels=1, num_classes=10))

@@ -288,7 +288,10 @@ def without_gpu(monkeypatch):
 
 @pytest.mark.parametrize(
     ("remove", "message"),
-    [(without_cupy, r"needs CuPy, which is not installed: pip install 'vitnp\[cuda13\]'"), (without_gpu, "NVIDIA GPU")],
+    [
+        (without_cupy, r"needs CuPy, which is not installed: pip install 'cupy-cuda13x\[ctk\]'"),
+        (without_gpu, "NVIDIA GPU"),
+    ],
 )
 @pytest.mark.parametrize("ask", [lambda: to_device(np.ones(1), "cuda"), lambda: hard_model().to_device("cuda")])
 def test_a_device_that_is_not_there_is_an_error_that_says_what_to_install(monkeypatch, remove, message, ask):

@@ -50,8 +50,8 @@ def require_cupy() -> ModuleType:
         cupy = importlib.import_module("cupy")
     except ImportError:
         raise DeviceError(
-            "device cuda needs CuPy, which is not installed: pip install 'vitnp[cuda13]' "
-            "(or 'vitnp[cuda12]' for a CUDA 12 driver), or use the device cpu"
+            "device cuda needs CuPy, which is not installed: pip install 'cupy-cuda13x[ctk]' "
+            "(or 'cupy-cuda12x[ctk]' for a CUDA 12 driver), or use the device cpu"
         ) from None
     if not cupy.cuda.is_available():
         raise DeviceError(

@@ -1,8 +1,8 @@
 """What every training script shares: its options, the loop, what it prints and writes, and how it stops and resumes.
 
-A script says which network and which data (`make_config`, `load_data`) and hands over:
+A script says which images, which data (`load_data`) and which defaults, and hands over:
 
-    raise SystemExit(train.main(parser, make_config, load_data))
+    raise SystemExit(train.main(parser, load_data, image_size=28, channels=1, num_classes=10))
 
 A run is a pure function of its settings: the order of the data, the shifts and the dropout masks follow from the seed
 and the step, so a run that was stopped and resumed ends with the same bits as one that never stopped.
@@ -13,18 +13,21 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
+import os
+import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from vitnp.backend import DeviceError
-from vitnp.checkpoint import load_checkpoint, save_checkpoint
+from vitnp.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from vitnp.data import Batches, Dataset, channel_statistics
 from vitnp.inspection import attention_picture, attention_rollout
 from vitnp.optim import Adam
@@ -48,40 +51,49 @@ def training_parser(description: str, **defaults: Any) -> argparse.ArgumentParse
     network.add_argument("--depth", type=int, help="encoder blocks")
     network.add_argument("--heads", type=int, help="attention heads; must divide dim")
     network.add_argument("--mlp-dim", type=int, help="width of the MLP's hidden layer")
-    network.add_argument("--dropout", type=float, help="rate after dense layers and the position embedding")
+    network.add_argument("--dropout", type=float, default=0.0, help="rate after dense layers and position embedding")
+    network.add_argument("--attention-dropout", type=float, default=0.0, help="rate on attention weights")
+    network.add_argument("--gelu", choices=("tanh", "erf"), default="tanh", help="form of the activation")
     network.add_argument("--pool", choices=("token", "mean"), default="token", help="what the classifier reads")
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--epochs", type=int, help="passes over the training set")
     recipe.add_argument("--batch-size", type=int, help="images in a step")
     recipe.add_argument("--lr", type=float, help="peak learning rate of Adam")
-    recipe.add_argument("--warmup-epochs", type=float, help="epochs in which the rate rises")
+    recipe.add_argument("--warmup-epochs", type=float, help="epochs in which the rate rises, half the run at most")
     recipe.add_argument("--decay", choices=DECAYS, default="cosine", help="how the rate falls")
     recipe.add_argument("--weight-decay", type=float, help="decoupled, of weights only")
     recipe.add_argument("--label-smoothing", type=float, help="share of the target spread over all classes")
-    recipe.add_argument("--clip-norm", type=float, default=1.0, help="largest norm of the gradient")
+    recipe.add_argument("--clip-norm", type=float, default=1.0, help="largest norm of the gradient, inf for any")
     recipe.add_argument("--shift", type=int, help="pixels by which images move at random")
     recipe.add_argument("--held-out", type=int, help="training images kept for validation")
     recipe.add_argument("--seed", type=int, default=0, help="of everything random")
     recipe.add_argument("--shards", type=int, default=usable_cores(), help="threads, each with a part of the batch")
     places = parser.add_argument_group("places")
     places.add_argument("--out", type=Path, help="folder for results; a number is added if it holds a run")
-    places.add_argument("--resume", type=Path, help="checkpoint of a stopped run; its own settings apply")
+    places.add_argument("--resume", type=Path, help="checkpoint of a stopped run, whose settings and folder apply")
     places.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs CuPy and an NVIDIA GPU")
     places.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(**defaults)
     return parser
 
 
-def main(parser: argparse.ArgumentParser, make_config: Callable[..., ViTConfig], load_data: Loader) -> int:
-    """Parse the command line, train, and return the process's exit status."""
+def main(parser: argparse.ArgumentParser, load_data: Loader, **images: Any) -> int:
+    """Parse the command line, train, and return the process's exit status.
+
+    `images` are the fields of ViTConfig that follow from the data: image_size, channels, num_classes.
+    """
     args = parser.parse_args()
-    return report_errors(lambda: _train(parser, args, make_config, load_data), debug=args.debug)
+    return report_errors(lambda: _train(parser, args, load_data, images), debug=args.debug)
 
 
 def report_errors(work: Callable[[], int], debug: bool) -> int:
     """Return what `work` returns; an error that the user can mend is one line and status 1, no traceback."""
     try:
         return work()
+    except BrokenPipeError:
+        # Whoever read the output has gone (as `| head` does): nothing is left to tell, not even when Python flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # 128 + SIGPIPE, as shells have it
     except (ValueError, TypeError, OSError, DeviceError, FloatingPointError, MemoryError) as error:
         if debug:
             raise
@@ -92,61 +104,92 @@ def report_errors(work: Callable[[], int], debug: bool) -> int:
         return 128 + signal.SIGINT
 
 
-def _train(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, make_config: Callable[..., ViTConfig], load_data: Loader
-) -> int:
+def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, load_data: Loader, images: dict[str, Any]) -> int:
     started = time.perf_counter()
     checkpoint = load_checkpoint(args.resume, args.device) if args.resume else None
     if checkpoint is not None:
-        _take_settings(parser, args, checkpoint.progress["settings"])
-        model, optimizer = checkpoint.model, checkpoint.optimizer
+        _take_settings(parser, args, checkpoint)
+        model, optimizer = checkpoint.model, cast(Adam, checkpoint.optimizer)
     else:
         # Before any data is loaded, so that a mistake in the options costs no waiting.
-        model = VisionTransformer(make_config(args), rng=args.seed).to_device(args.device)
+        _check_options(args)
+        model = VisionTransformer(_make_config(args, images), rng=args.seed).to_device(args.device)
         optimizer = Adam(model, args.lr, weight_decay=args.weight_decay)
-        warmup_decay(0, peak=args.lr, total_steps=1, decay=args.decay)
-    folder = args.resume.parent if args.resume else _fresh_folder(args.out)
-    trainer = Trainer(model, optimizer, *load_data(args), folder, args)
+    trainer = Trainer(model, optimizer, *load_data(args), args)
     if checkpoint is not None:
-        trainer.restore(checkpoint.progress)
+        trainer.restore(args.resume.parent, checkpoint.progress)
+    else:
+        trainer.folder = _claim_folder(args.out)
     return trainer.run(started)
 
 
-def _take_settings(parser: argparse.ArgumentParser, args: argparse.Namespace, settings: dict[str, Any]) -> None:
+def _make_config(args: argparse.Namespace, images: dict[str, Any]) -> ViTConfig:
+    names = ("patch_size", "dim", "depth", "mlp_dim", "dropout", "attention_dropout", "pool", "gelu")
+    return ViTConfig(num_heads=args.heads, **{name: getattr(args, name) for name in names}, **images)
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Raise ValueError that names the option whose value cannot be."""
+    at_least = dict.fromkeys(("epochs", "batch_size", "held_out", "shards", "images"), 1)
+    at_least |= dict.fromkeys(("seed", "shift", "warmup_epochs", "weight_decay", "label_smoothing"), 0)
+    for name, least in at_least.items():
+        value = getattr(args, name, least)
+        if not least <= value < math.inf:
+            raise ValueError(f"{_option(name)} is {value}; it must be at least {least}")
+    for name in ("clip_norm", "lr"):
+        if not getattr(args, name) > 0:
+            raise ValueError(f"{_option(name)} is {getattr(args, name)}; it must be above 0")
+    if not args.label_smoothing < 1:
+        raise ValueError(f"--label-smoothing is {args.label_smoothing}; it must be below 1")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _take_settings(parser: argparse.ArgumentParser, args: argparse.Namespace, checkpoint: Checkpoint) -> None:
     """Give `args` the settings of the run that resumes; refuse a command line that says otherwise."""
+    script, settings = checkpoint.progress.get("script"), checkpoint.progress.get("settings")
+    if checkpoint.optimizer is None or not isinstance(settings, dict):
+        raise CheckpointError(f"{args.resume}: holds a model, but no run that could be resumed")
+    if script != Path(sys.argv[0]).name:
+        raise CheckpointError(f"{args.resume}: a run of {script}, which alone can resume it")
+    if args.out != parser.get_default("out"):
+        raise ValueError(f"--out is {args.out}, but a run resumes in its own folder: leave it out")
     for name, value in settings.items():
-        given = getattr(args, name)
+        given = getattr(args, name, None)
         if given not in (value, parser.get_default(name)):
-            raise ValueError(f"--{name.replace('_', '-')} is {given}, but the run to resume has {value}: leave it out")
+            raise ValueError(f"{_option(name)} is {given}, but the run to resume has {value}: leave it out")
         setattr(args, name, value)
 
 
-def _fresh_folder(folder: Path) -> Path:
-    """Return `folder`, or folder-2, folder-3, …: the first that does not hold a run already."""
+def _claim_folder(folder: Path) -> Path:
+    """Make and return `folder`, or folder-2, folder-3, …: the first in which no run has begun its metrics.jsonl."""
     candidate, number = folder, 2
-    while (candidate / "metrics.jsonl").exists() or (candidate / "checkpoint.safetensors").exists():
-        candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
-    candidate.mkdir(parents=True, exist_ok=True)
-    return candidate
+    while True:
+        candidate.mkdir(parents=True, exist_ok=True)
+        try:
+            (candidate / "metrics.jsonl").touch(exist_ok=False)
+        except FileExistsError:
+            candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+        else:
+            return candidate
 
 
 class Trainer:
-    """One training run: a model, its data, and the folder that it writes to."""
+    """One training run: a model, its data, and the `folder` that it writes to."""
+
+    folder: Path
 
     def __init__(
         self,
         model: VisionTransformer,
-        optimizer: Adam | None,
+        optimizer: Adam,
         train_set: Dataset,
         test_set: Dataset,
-        folder: Path,
         args: argparse.Namespace,
     ) -> None:
-        if optimizer is None:
-            raise ValueError("the checkpoint has no optimizer state, so no run can resume from it")
-        if args.epochs < 1:
-            raise ValueError(f"--epochs is {args.epochs}; it must be at least 1")
-        self.model, self.optimizer, self.folder, self.args = model, optimizer, folder, args
+        self.model, self.optimizer, self.args = model, optimizer, args
         fit_set, validation_set = train_set.split(args.held_out, args.seed)
         mean, std = channel_statistics(fit_set.images)
         batches = {"seed": args.seed, "mean": mean, "std": std}
@@ -163,8 +206,7 @@ class Trainer:
             rng=args.seed,
         )
         self.seen = {"loss": 0.0, "correct": 0, "images": 0}  # sums over the epoch so far
-        self.seconds = 0.0  # spent in training, over all sessions of the run
-        self._rate(0)  # a schedule that cannot be is an error now
+        self.images, self.seconds = 0, 0.0  # trained on and spent in steps, over the whole run
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -192,8 +234,8 @@ class Trainer:
 
         per_epoch = self.batches.steps_per_epoch
         epoch, done = divmod(self.optimizer.steps, per_epoch)
-        bar = tqdm(total=per_epoch, initial=done, desc=f"epoch {epoch + 1}", leave=False, disable=None, unit="step")
-        with bar:
+        look = {"desc": f"epoch {epoch + 1}", "bar_format": "{desc} {percentage:3.0f}% |{bar:10}|{postfix}"}
+        with tqdm(total=per_epoch, initial=done, leave=False, disable=None, **look) as bar:
             for images, labels in self.batches.epoch(epoch, start=done):
                 self._one_step(images, labels)
                 bar.update()
@@ -206,10 +248,14 @@ class Trainer:
     def _one_step(self, images: np.ndarray, labels: np.ndarray) -> None:
         start = time.perf_counter()
         self.optimizer.lr = self._rate(self.optimizer.steps)
-        loss = float(self.step.step(images, labels))
+        try:
+            loss = float(self.step.step(images, labels))
+        except (FloatingPointError, ValueError) as error:
+            raise type(error)(f"step {self.optimizer.steps + 1}: {error}") from error
         self.seen["loss"] += loss * len(images)
         self.seen["correct"] += int(self.step.correct)
         self.seen["images"] += len(images)
+        self.images += len(images)
         self.seconds += time.perf_counter() - start
         self._record(loss=loss, accuracy=int(self.step.correct) / len(images), lr=self.optimizer.lr)
 
@@ -218,8 +264,8 @@ class Trainer:
         train = self.seen["loss"] / images, self.seen["correct"] / images
         validation = self.evaluate(self.validation)
         self._record(epoch=epoch + 1, validation_loss=validation[0], validation_accuracy=validation[1])
-        numbers = f"{train[0]:10.4f} {100 * train[1]:8.2f} % {validation[0]:12.4f} {100 * validation[1]:8.2f} %"
-        print(f"{epoch + 1:5d} {numbers} {self.optimizer.lr:10.2e} {speed:10,.0f} {self.seconds:8.1f}", flush=True)
+        numbers = f"{train[0]:10.4f} {100 * train[1]:8.2f} % {validation[0]:10.4f} {100 * validation[1]:8.2f} %"
+        print(f"{epoch + 1:5d} {numbers} {self.optimizer.lr:9.2e} {speed:9,.0f} {self.seconds:8.1f}", flush=True)
         self.seen = {"loss": 0.0, "correct": 0, "images": 0}
 
     def evaluate(self, batches: Batches) -> tuple[float, float]:
@@ -232,7 +278,7 @@ class Trainer:
         return loss / len(batches.dataset), correct / len(batches.dataset)
 
     def _rate(self, step: int) -> float:
-        warmup = round(self.args.warmup_epochs * self.batches.steps_per_epoch)
+        warmup = min(round(self.args.warmup_epochs * self.batches.steps_per_epoch), self.total_steps // 2)
         options = {"total_steps": self.total_steps, "warmup_steps": warmup, "decay": self.args.decay}
         return warmup_decay(step, peak=self.args.lr, **options)
 
@@ -246,27 +292,30 @@ class Trainer:
             f"ViT of {self.model.num_parameters:,} parameters: {config.num_tokens} tokens, dim {config.dim}, "
             f"depth {config.depth}, {config.num_heads} heads\n"
             f"{self.total_steps} steps of {self.args.batch_size} images, {self.step.shards} shards\n\n"
-            "epoch train loss   accuracy   validation   accuracy         lr   images/s  seconds",
+            "epoch train loss   accuracy validation   accuracy        lr  images/s  seconds",
             flush=True,
         )
 
     def _running(self) -> dict[str, str]:
         images = self.seen["images"]
         return {
-            "loss": f"{self.seen['loss'] / images:.4f}",
-            "accuracy": f"{100 * self.seen['correct'] / images:.2f} %",
+            "loss": f"{self.seen['loss'] / images:.3f}",
+            "accuracy": f"{100 * self.seen['correct'] / images:.1f} %",
             "lr": f"{self.optimizer.lr:.1e}",
             "images/s": f"{self._speed():,.0f}",
         }
 
     def _speed(self) -> float:
         """Return images a second over the whole run."""
-        return float(self.optimizer.steps * self.args.batch_size) / self.seconds
+        return self.images / self.seconds
 
     def _say_how_to_resume(self, number: int) -> int:
         path = self.folder / "checkpoint.safetensors"
         print(f"\nstopped after step {self.optimizer.steps} of {self.total_steps}; saved {path}")
-        print(f"resume with: python {sys.argv[0]} --resume {path}")
+        command = [sys.executable, sys.argv[0], "--resume", str(path)]
+        command += ["--data", str(self.args.data)] if getattr(self.args, "data", None) else []
+        command += ["--device", self.args.device] if self.args.device != "cpu" else []
+        print(f"resume with: {shlex.join(command)}")
         return 128 + number
 
     # -- what it writes ---------------------------------------------------------------------------------------------
@@ -280,8 +329,10 @@ class Trainer:
         settings = {name: value for name, value in vars(self.args).items() if name not in PLACES}
         mean, std = self.batches.mean, self.batches.std
         progress = {
+            "script": Path(sys.argv[0]).name,
             "settings": settings,
             "seen": self.seen,
+            "images": self.images,
             "seconds": self.seconds,
             "classes": self.batches.dataset.class_names,
             "mean": mean,
@@ -289,14 +340,16 @@ class Trainer:
         }
         save_checkpoint(self.folder / "checkpoint.safetensors", self.model, self.optimizer, progress)
 
-    def restore(self, progress: dict[str, Any]) -> None:
-        """Go on where a checkpoint was saved: also drop what metrics.jsonl has beyond it."""
-        self.seen, self.seconds = progress["seen"], progress["seconds"]
-        metrics = self.folder / "metrics.jsonl"
+    def restore(self, folder: Path, progress: dict[str, Any]) -> None:
+        """Go on in `folder` where a checkpoint was saved: also drop what metrics.jsonl has beyond it."""
+        self.folder = folder
+        self.seen, self.images, self.seconds = progress["seen"], progress["images"], progress["seconds"]
+        metrics = folder / "metrics.jsonl"
         if metrics.exists():
             lines = metrics.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if _belongs(json.loads(line), self.optimizer.steps)]
-            metrics.write_text("".join(kept))
+            kept = folder / "metrics.jsonl.new"
+            kept.write_text("".join(line for line in lines if _belongs(line, self.optimizer.steps)))
+            kept.replace(metrics)
 
     def _draw_attention(self) -> None:
         dataset = self.test.dataset
@@ -310,15 +363,19 @@ class Trainer:
         attention_picture(dataset.images[:PICTURED], maps, captions, self.folder / "attention.png", columns=4)
 
 
-def _belongs(row: dict[str, float], steps: int) -> bool:
-    """Return whether a line of metrics.jsonl is from before the checkpoint; the test comes after it."""
+def _belongs(line: str, steps: int) -> bool:
+    """Return whether a line of metrics.jsonl is whole and from before the checkpoint; the test comes after it."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return False  # the last line of a run that was cut off while it wrote
     return row["step"] <= steps and "test_loss" not in row
 
 
 def _draw_curves(folder: Path) -> None:
     """Write curves.png from metrics.jsonl where matplotlib is installed, as the extra `plots` does."""
     if importlib.util.find_spec("matplotlib") is None:
-        print("for curves.png: pip install 'vitnp[plots]'")
+        print("for curves.png: pip install matplotlib")
         return
     from matplotlib.figure import Figure
 

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,9 +115,8 @@ def test_a_stopped_run_says_how_to_resume_and_resumes_to_the_same_bits(finished,
     process.send_signal(number)
     output = process.communicate()[0]
     assert process.returncode == status
-    resume = re.search(r"resume with: python (\S+) --resume (\S+)", output).groups()
-    assert resume[0] == str(SCRIPTS / "train_digits.py")
-    run("train_digits.py", "--resume", resume[1], cwd=tmp_path)
+    resume = shlex.split(re.search(r"resume with: (.+)", output)[1])
+    subprocess.run(resume, cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True)
     a, b = (load_file(f / "checkpoint.safetensors") for f in (finished[1], folder))
     assert all(np.array_equal(a[name], b[name]) for name in a)
     assert metrics(folder) == metrics(finished[1])
@@ -136,17 +137,65 @@ def test_resuming_with_another_setting_is_refused(finished):
     [
         (["--heads", "5"], "dim 64 is not divisible by num_heads 5"),
         (["--patch-size", "5"], "image height 28 is not divisible by patch height 5: use an image of 25 or 30"),
-        (["--lr", "-1"], "lr is -1.0; it must be above 0"),
+        (["--lr", "-1"], "--lr is -1.0; it must be above 0"),
         (["--epochs", "0"], "--epochs is 0; it must be at least 1"),
         (["--dropout", "1"], "dropout is 1.0; it must be at least 0 and below 1"),
         (["--resume", "no/such/file"], "no/such/file: there is no such checkpoint"),
-        (["--warmup-epochs", "99"], "warmup_steps is"),
+        (["--batch-size", "0"], "--batch-size is 0; it must be at least 1"),
+        (["--warmup-epochs", "nan"], "--warmup-epochs is nan; it must be at least 0"),
+        (["--label-smoothing", "1"], "--label-smoothing is 1.0; it must be below 1"),
+        (["--clip-norm", "0"], "--clip-norm is 0.0; it must be above 0"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_1(tmp_path, options, message):
     failed = run("train_digits.py", "--images", 200, "--held-out", 10, *options, cwd=tmp_path, status=1)
     assert failed.stderr.count("\n") == 1
     assert failed.stderr.startswith(f"error: {message}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_scripts_run_is_not_resumed(finished):
+    path = finished[1] / "checkpoint.safetensors"
+    failed = run("train_mnist.py", "--resume", path, cwd=finished[1], status=1)
+    assert "a run of train_digits.py, which alone can resume it" in failed.stderr
+
+
+def test_a_model_without_a_run_is_not_resumed(tmp_path):
+    import vitnp
+
+    vitnp.save_checkpoint(tmp_path / "m", vitnp.VisionTransformer(vitnp.ViTConfig(depth=1)))
+    failed = run("train_digits.py", "--resume", "m", cwd=tmp_path, status=1)
+    assert failed.stderr == "error: m: holds a model, but no run that could be resumed\n"
+
+
+def test_a_cut_last_line_of_the_metrics_is_dropped_on_resuming(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[1], folder)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 1')
+    run("train_digits.py", "--resume", folder / "checkpoint.safetensors", cwd=tmp_path)
+    assert metrics(folder) == metrics(finished[1])
+
+
+def test_a_reader_that_goes_away_ends_the_run_quietly(tmp_path):
+    command = shlex.join([sys.executable, str(SCRIPTS / "train_digits.py"), *SMALL])
+    result = subprocess.run(
+        ["bash", "-c", f"{command} | head -n 1; exit ${{PIPESTATUS[0]}}"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stderr) == (141, "")
+
+
+def test_a_run_that_diverges_says_at_which_step(tmp_path):
+    failed = run("train_digits.py", *SMALL, "--lr", "1e30", cwd=tmp_path, status=1)
+    assert re.match(r"error: step \d: .+\n$", failed.stderr)
+
+
+def test_one_epoch_is_enough_for_a_warm_up(tmp_path):
+    run("train_digits.py", *SMALL, "--epochs", 1, "--warmup-epochs", 1, cwd=tmp_path)
 
 
 def test_a_traceback_is_shown_on_demand(tmp_path):
@@ -188,13 +237,11 @@ def test_mnist_without_files_says_which_and_where(tmp_path):
 
 def test_gradcheck_passes_and_ends_with_a_summary(tmp_path):
     output = run("gradcheck.py", cwd=tmp_path).stdout
-    assert re.match(r"14 of 14 targets pass: 107 tensors, largest error \de-1[56]$", output.splitlines()[-1])
+    assert re.match(r"16 of 16 targets pass: 119 tensors, largest error \de-1[56]$", output.splitlines()[-1])
 
 
 def test_gradcheck_fails_when_a_gradient_is_wrong(tmp_path):
     """The script's verdict, on a copy of the package whose layer norm forgets a term."""
-    import shutil
-
     shutil.copytree(SCRIPTS.parent / "vitnp", tmp_path / "vitnp")
     source = tmp_path / "vitnp" / "kernels" / "cpu.py"
     text = source.read_text()
@@ -205,4 +252,4 @@ def test_gradcheck_fails_when_a_gradient_is_wrong(tmp_path):
         [sys.executable, SCRIPTS / "gradcheck.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert failed.returncode == 1
-    assert "10 of 14 targets pass" in failed.stdout.splitlines()[-1]
+    assert "10 of 16 targets pass" in failed.stdout.splitlines()[-1]
