@@ -16,6 +16,7 @@ from vitnp.layers import (
     MLP,
     Attention,
     Block,
+    ClassifierHead,
     Dropout,
     Embeddings,
     LayerNorm,
@@ -54,6 +55,8 @@ LAYERS = {
     "attention": (lambda **o: Attention(6, 2, dropout=0.3, **o), (5, 9, 6)),
     "mlp_tanh": (lambda **o: MLP(6, 7, dropout=0.2, **o), (5, 9, 6)),
     "mlp_erf": (lambda **o: MLP(6, 7, gelu="erf", dropout=0.2, **o), (5, 9, 6)),
+    "head_token": (lambda **o: ClassifierHead(6, 4, **o), (5, 9, 6)),
+    "head_mean": (lambda **o: ClassifierHead(6, 4, pool="mean", representation_size=7, **o), (5, 9, 6)),
     "block": (lambda **o: Block(6, 2, 7, dropout=0.2, attention_dropout=0.3, **o), (5, 9, 6)),
     "vit_token": (lambda **o: vitnp.VisionTransformer(vitnp.ViTConfig(**HARD), **o), (5, 6, 8, 3)),
     "vit_mean": (

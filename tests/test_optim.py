@@ -80,6 +80,13 @@ def test_other_settings_are_the_closed_form_too():
         assert error(end[name], truth) < 1e-14
 
 
+def test_without_memory_every_step_is_by_the_sign_of_the_gradient():
+    start, end = run(2, betas=(0.0, 0.0), eps=1e-30)
+    for name, p in start.items():
+        steps = sum(np.sign(gradient(t, p.shape)) for t in (1, 2))
+        assert error(end[name], p - 1e-3 * steps) < 1e-14
+
+
 def test_eps_is_added_to_the_root_after_the_correction():
     model, ctx, grads = parameters_and_gradients()
     grads["head.weight"][...] = g = 1e-6

@@ -268,6 +268,7 @@ class _Checker:
         self.problem, self.method, self.step, self.tolerance, self.rng = problem, method, step, tolerance, rng
         self.evaluations = 0
         self.largest = _max(*problem.grads.values())
+        self.sizes = _sizes(problem.arrays)
 
     def rows(self, mode: str) -> list[Row]:
         """Check every tensor."""
@@ -289,14 +290,9 @@ class _Checker:
         if self.method == "complex":
             loss = value(1j * self.step)
             return float(loss.imag) / self.step if math.isfinite(loss.real) else math.nan
-        h = self.step * min(self._size(name) for name in directions)
+        h = self.step * min(self.sizes[name] for name in directions)
         wide, narrow = (float(value(step) - value(-step)) / (2 * step) for step in (h, h / 2))
         return (4 * narrow - wide) / 3
-
-    def _size(self, name: str) -> float:
-        """Return the root mean square of an array; of zeros, a tenth."""
-        array = self.problem.arrays[name]
-        return math.sqrt(float((array * array).mean())) or 0.1
 
     def coordinate(self, name: str, index: int) -> float:
         """Return the partial derivative by one element, counted in the flattened array."""
@@ -385,6 +381,16 @@ def _probe(problem: _Problem, rng: np.random.Generator, notes: list[str]) -> str
         f"{numeric['central']:.3g}): np.var, np.abs and np.linalg.norm do, and so does a cast to float"
     )
     return "central"
+
+
+def _sizes(arrays: Mapping[str, Array]) -> dict[str, float]:
+    """Return the root mean square of each array, against which steps are measured.
+
+    An array that starts at zero or nearly so, as biases do, is as large as a hundredth of the largest.
+    """
+    rms = {name: math.sqrt(float((array * array).mean())) for name, array in arrays.items()}
+    floor = max(rms.values()) / 100 or 1.0
+    return {name: max(size, floor) for name, size in rms.items()}
 
 
 def _max(*arrays: Array) -> float:

@@ -66,6 +66,7 @@ class ShardedStep:
         self.contexts = [Context(train=True, rng=rng) for _ in range(shards)]
         self.correct: Any = 0
         self._evaluation_contexts = [Context() for _ in range(shards)]
+        self._blas = _blas_controller()
         self._threads = ThreadPoolExecutor(shards, thread_name_prefix="vitnp-shard")
 
     def step(self, images: Array, labels: Any) -> Any:
@@ -125,7 +126,7 @@ class ShardedStep:
                     results.append(work(ctx, images[part], labels[part], len(images)))
             return results
 
-        with _one_blas_thread:
+        with _one_step_at_a_time, self._blas.limit(limits=1, user_api="blas"):
             jobs = [self._threads.submit(run, ctx, *shard) for ctx, shard in zip(contexts, shards, strict=False)]
             wait(jobs)  # all of them, even if one fails: none may go on in a context that is used again
         results = [result for job in jobs for result in job.result()]
@@ -150,33 +151,13 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-class _OneBlasThread:
-    """While anyone is inside, BLAS has one thread; the last to leave gives it back those that it had.
+def _blas_controller() -> Any:
+    """Return a controller of BLAS's threads; looking for the libraries takes longer than a small model's step may."""
+    from threadpoolctl import ThreadpoolController
 
-    The limit holds for the whole process, so steps of several models at a time must share it. The libraries are looked
-    up once, for looking takes longer than a step of a small model may.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._inside = threading.Lock(), 0
-        self._controller: Any = None
-        self._limit: Any = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._controller is None:
-                from threadpoolctl import ThreadpoolController
-
-                self._controller = ThreadpoolController()
-            if self._inside == 0:
-                self._limit = self._controller.limit(limits=1, user_api="blas")
-            self._inside += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._limit.restore_original_limits()
+    return ThreadpoolController()
 
 
-_one_blas_thread = _OneBlasThread()
+# BLAS has one number of threads for the whole process. A step uses every core, so steps of several models lose nothing
+# by taking turns; and side by side each would restore a number that another had set.
+_one_step_at_a_time = threading.Lock()
