@@ -1,11 +1,13 @@
 """What every layer promises, one test for each promise and layer; and how layers are named, copied and laid out."""
 
+import copy
 import math
 import warnings
 
 import numpy as np
 import pytest
 from helpers import (
+    HARD,
     LAYERS,
     arrays_of,
     copies,
@@ -382,6 +384,31 @@ def test_a_copy_of_a_model_has_a_vector_of_its_own(name):
     twin.flat.fill(0)
     assert not any(parameter.any() for parameter in twin.parameters().values())
     assert model.flat.any()
+
+
+def test_a_copy_has_children_of_its_own_wherever_they_are_kept():
+    layer = Pair()
+    twin = layer.astype("float64")
+    assert list(twin.parameters()) == NAMES
+    assert not {id(part) for part in layer.layers()} & {id(part) for part in twin.layers()}
+    for parameter in twin.parameters().values():
+        parameter.fill(7)
+    assert not any((parameter == 7).any() for parameter in layer.parameters().values())
+
+
+class Doubled(vitnp.VisionTransformer):
+    """A model whose logits are twice those of its base."""
+
+    def forward(self, x, ctx=None):
+        return 2 * super().forward(x, ctx)
+
+
+@pytest.mark.parametrize("make", [lambda m: m.astype("float64"), lambda m: m.to_device("cpu"), copy.deepcopy])
+def test_a_copy_of_a_subclass_is_of_that_class_and_computes_what_it_does(make):
+    model = randomize(Doubled(vitnp.ViTConfig(**HARD), dtype="float64"))
+    twin, images = make(model), normal((5, 6, 8, 3), 1)
+    assert type(twin) is Doubled
+    assert same_bits(twin.forward(images), model.forward(images))
 
 
 def test_a_copy_of_part_of_a_model_stands_alone():

@@ -232,7 +232,7 @@ class VisionTransformer(Layer):
         return clone
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.config, str(self.flat.dtype), self.device, to_cpu(self.flat))
+        return _rebuild, (type(self), self.config, str(self.flat.dtype), self.device, to_cpu(self.flat))
 
     @property
     def device(self) -> str:
@@ -240,9 +240,11 @@ class VisionTransformer(Layer):
         return "cpu" if array_module(self.flat) is np else "cuda"
 
 
-def _rebuild(config: ViTConfig, dtype: str, device: str, flat: np.ndarray) -> VisionTransformer:
-    """Return the model that was pickled."""
-    model = VisionTransformer(config, rng=None, dtype=dtype)
+def _rebuild(
+    cls: type[VisionTransformer], config: ViTConfig, dtype: str, device: str, flat: np.ndarray
+) -> VisionTransformer:
+    """Return the model that was pickled, of its own class."""
+    model = cls(config, rng=None, dtype=dtype)
     model.flat[...] = flat
     return model if device == "cpu" else model.to_device(device)
 
