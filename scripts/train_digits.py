@@ -18,6 +18,10 @@ def load_data(args):
     return load_digits(args.images + args.held_out, seed=args.seed), load_digits(2000, seed=TEST_SEED + args.seed)
 
 
+def image_fields(args):
+    return {"image_size": 28, "channels": 1, "num_classes": 10}
+
+
 def make_parser():
     parser = train.training_parser(
         __doc__.split("\n")[0],
@@ -41,4 +45,4 @@ def make_parser():
 
 
 if __name__ == "__main__":
-    raise SystemExit(train.main(make_parser(), load_data, image_size=28, channels=1, num_classes=10))
+    raise SystemExit(train.main(make_parser(), load_data, image_fields))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Train a Vision Transformer on MNIST, the handwritten digits, read from its four IDX files.
+"""Train a Vision Transformer on MNIST, handwritten digits, or Fashion-MNIST, clothes in the same format.
 
-The files are looked for under --data, then $VITNP_DATA, then the platform's cache folder.
+The four files are looked for under --data, $VITNP_DATA, the platform's cache folder and Keras' folder, else downloaded.
 """
 
 from pathlib import Path
@@ -12,6 +12,10 @@ from vitnp.data import load_mnist
 
 def load_data(args):
     return load_mnist("train", args.data), load_mnist("test", args.data)
+
+
+def image_fields(args):
+    return {"image_size": 28, "channels": 1, "num_classes": 10}
 
 
 def make_parser():
@@ -37,4 +41,4 @@ def make_parser():
 
 
 if __name__ == "__main__":
-    raise SystemExit(train.main(make_parser(), load_data, image_size=28, channels=1, num_classes=10))
+    raise SystemExit(train.main(make_parser(), load_data, image_fields))

@@ -1,16 +1,18 @@
 """What every training script shares: its options, the loop, what it prints and writes, and how it stops and resumes.
 
-A script says which images, which data (`load_data`) and which defaults, and hands over:
+A script says which data (`load_data`), what these images are (`image_fields`) and which defaults, and
+hands over:
 
-    raise SystemExit(train.main(parser, load_data, image_size=28, channels=1, num_classes=10))
+    raise SystemExit(train.main(parser, load_data, image_fields))
 
-A run is a pure function of its settings: the order of the data, the shifts and the dropout masks follow from the seed
-and the step, so a run that was stopped and resumed ends with the same bits as one that never stopped.
+A run is a pure function of its settings: the order of the data, its augmentation and the dropout masks follow from the
+seed and the step, so a run that was stopped and resumed ends with the same bits as one that never stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import math
@@ -28,7 +30,7 @@ import numpy as np
 
 from vitnp.backend import DeviceError
 from vitnp.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from vitnp.data import Batches, Dataset, channel_statistics
+from vitnp.data import Augmentation, Batches, Dataset, channel_statistics, prepared_ahead
 from vitnp.inspection import attention_picture, attention_rollout
 from vitnp.optim import Adam
 from vitnp.parallel import ShardedStep, usable_cores
@@ -40,11 +42,32 @@ EVALUATION_BATCH = 256
 PICTURED = 16  # test images in the picture of attention
 
 Loader = Callable[[argparse.Namespace], tuple[Dataset, Dataset]]
+ImageFields = Callable[[argparse.Namespace], dict[str, Any]]
 
 
-def training_parser(description: str, **defaults: Any) -> argparse.ArgumentParser:
+class TrainingParser(argparse.ArgumentParser):
+    """A parser some of whose defaults depend on an option: a preset, or another data set."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+        self._variants: list[tuple[str, Any, dict[str, Any]]] = []
+
+    def when(self, option: str, value: Any, **defaults: Any) -> None:
+        """Where `option` (as in the namespace) has this value, the others have these defaults."""
+        self._variants.append((option, value, defaults))
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
+        """Parse as usual, but what the user leaves out has the defaults of the variant that he chose."""
+        chosen = super().parse_args(args)
+        for option, value, defaults in self._variants:
+            if getattr(chosen, option) == value:
+                self.set_defaults(**defaults)
+        return cast(argparse.Namespace, super().parse_args(args, namespace))
+
+
+def training_parser(description: str, **defaults: Any) -> TrainingParser:
     """Return a parser with the options that all training scripts have; `defaults` are the script's own."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = TrainingParser(description=description)
     network = parser.add_argument_group("network")
     network.add_argument("--patch-size", type=int, help="pixels on a side of a patch")
     network.add_argument("--dim", type=int, help="width of a token")
@@ -64,10 +87,19 @@ def training_parser(description: str, **defaults: Any) -> argparse.ArgumentParse
     recipe.add_argument("--weight-decay", type=float, help="decoupled, of weights only")
     recipe.add_argument("--label-smoothing", type=float, help="share of the target spread over all classes")
     recipe.add_argument("--clip-norm", type=float, default=1.0, help="largest norm of the gradient, inf for any")
-    recipe.add_argument("--shift", type=int, help="pixels by which images move at random")
     recipe.add_argument("--held-out", type=int, help="training images kept for validation")
     recipe.add_argument("--seed", type=int, default=0, help="of everything random")
     recipe.add_argument("--shards", type=int, default=usable_cores(), help="threads, each with a part of the batch")
+    augmentation = parser.add_argument_group("augmentation")
+    flag = argparse.BooleanOptionalAction
+    augmentation.add_argument("--distort", type=float, default=0.0, help="strength of turning, slanting, bending")
+    augmentation.add_argument("--crop", type=float, default=1.0, help="least share of an image that a random part has")
+    augmentation.add_argument("--shift", type=int, default=0, help="pixels by which images move at random")
+    augmentation.add_argument("--flip", action=flag, default=False, help="mirror every second image, left to right")
+    augmentation.add_argument("--rand-augment", type=float, default=0.0, help="magnitude, 0 to 10, of two operations")
+    augmentation.add_argument("--erase", type=float, default=0.0, help="probability that a rectangle becomes noise")
+    augmentation.add_argument("--mixup", type=float, default=0.0, help="alpha of blending two images and labels")
+    augmentation.add_argument("--cutmix", type=float, default=0.0, help="alpha of pasting a part of another image")
     places = parser.add_argument_group("places")
     places.add_argument("--out", type=Path, help="folder for results; a number is added if it holds a run")
     places.add_argument("--resume", type=Path, help="checkpoint of a stopped run, whose settings and folder apply")
@@ -77,13 +109,14 @@ def training_parser(description: str, **defaults: Any) -> argparse.ArgumentParse
     return parser
 
 
-def main(parser: argparse.ArgumentParser, load_data: Loader, **images: Any) -> int:
+def main(parser: TrainingParser, load_data: Loader, image_fields: ImageFields) -> int:
     """Parse the command line, train, and return the process's exit status.
 
-    `images` are the fields of ViTConfig that follow from the data: image_size, channels, num_classes.
+    `image_fields` returns the fields of ViTConfig that follow from the data, image_size, channels and num_classes; it
+    is called before the data are loaded, so that a mistake in the options costs no waiting.
     """
     args = parser.parse_args()
-    return report_errors(lambda: _train(parser, args, load_data, images), debug=args.debug)
+    return report_errors(lambda: _train(parser, args, load_data, image_fields), debug=args.debug)
 
 
 def report_errors(work: Callable[[], int], debug: bool) -> int:
@@ -104,16 +137,16 @@ def report_errors(work: Callable[[], int], debug: bool) -> int:
         return 128 + signal.SIGINT
 
 
-def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, load_data: Loader, images: dict[str, Any]) -> int:
+def _train(parser: TrainingParser, args: argparse.Namespace, load_data: Loader, image_fields: ImageFields) -> int:
     started = time.perf_counter()
     checkpoint = load_checkpoint(args.resume, args.device) if args.resume else None
     if checkpoint is not None:
         _take_settings(parser, args, checkpoint)
         model, optimizer = checkpoint.model, cast(Adam, checkpoint.optimizer)
     else:
-        # Before any data is loaded, so that a mistake in the options costs no waiting.
+        # Before any data is loaded.
         _check_options(args)
-        model = VisionTransformer(_make_config(args, images), rng=args.seed).to_device(args.device)
+        model = VisionTransformer(_make_config(args, image_fields(args)), rng=args.seed).to_device(args.device)
         optimizer = Adam(model, args.lr, weight_decay=args.weight_decay)
     trainer = Trainer(model, optimizer, *load_data(args), args)
     if checkpoint is not None:
@@ -131,7 +164,7 @@ def _make_config(args: argparse.Namespace, images: dict[str, Any]) -> ViTConfig:
 def _check_options(args: argparse.Namespace) -> None:
     """Raise ValueError that names the option whose value cannot be."""
     at_least = dict.fromkeys(("epochs", "batch_size", "held_out", "shards", "images"), 1)
-    at_least |= dict.fromkeys(("seed", "shift", "warmup_epochs", "weight_decay", "label_smoothing"), 0)
+    at_least |= dict.fromkeys(("seed", "warmup_epochs", "weight_decay", "label_smoothing"), 0)
     for name, least in at_least.items():
         value = getattr(args, name, least)
         if not least <= value < math.inf:
@@ -141,13 +174,18 @@ def _check_options(args: argparse.Namespace) -> None:
             raise ValueError(f"{_option(name)} is {getattr(args, name)}; it must be above 0")
     if not args.label_smoothing < 1:
         raise ValueError(f"--label-smoothing is {args.label_smoothing}; it must be below 1")
+    _augmentation(args)
+
+
+def _augmentation(args: argparse.Namespace) -> Augmentation:
+    return Augmentation(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Augmentation)})
 
 
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _take_settings(parser: argparse.ArgumentParser, args: argparse.Namespace, checkpoint: Checkpoint) -> None:
+def _take_settings(parser: TrainingParser, args: argparse.Namespace, checkpoint: Checkpoint) -> None:
     """Give `args` the settings of the run that resumes; refuse a command line that says otherwise."""
     script, settings = checkpoint.progress.get("script"), checkpoint.progress.get("settings")
     if checkpoint.optimizer is None or not isinstance(settings, dict):
@@ -193,7 +231,7 @@ class Trainer:
         fit_set, validation_set = train_set.split(args.held_out, args.seed)
         mean, std = channel_statistics(fit_set.images)
         batches = {"seed": args.seed, "mean": mean, "std": std}
-        self.batches = Batches(fit_set, args.batch_size, max_shift=args.shift, **batches)
+        self.batches = Batches(fit_set, args.batch_size, augmentation=_augmentation(args), **batches)
         self.validation = Batches(validation_set, EVALUATION_BATCH, shuffle=False, **batches)
         self.test = Batches(test_set, EVALUATION_BATCH, shuffle=False, **batches)
         self.total_steps = args.epochs * self.batches.steps_per_epoch
@@ -236,7 +274,7 @@ class Trainer:
         epoch, done = divmod(self.optimizer.steps, per_epoch)
         look = {"desc": f"epoch {epoch + 1}", "bar_format": "{desc} {percentage:3.0f}% |{bar:10}|{postfix}"}
         with tqdm(total=per_epoch, initial=done, leave=False, disable=None, **look) as bar:
-            for images, labels in self.batches.epoch(epoch, start=done):
+            for images, labels in prepared_ahead(self.batches.epoch(epoch, start=done)):
                 self._one_step(images, labels)
                 bar.update()
                 bar.set_postfix(self._running(), refresh=False)

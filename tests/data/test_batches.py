@@ -1,5 +1,7 @@
 """Batches: the same after a resume, every image once an epoch, and exactly the promised arithmetic."""
 
+import gc
+import threading
 import tracemalloc
 
 import numpy as np
@@ -7,9 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitnp.data import Batches, DataError, Dataset, channel_statistics, normalize, shift
+from vitnp.data import Augmentation, Batches, DataError, Dataset, channel_statistics, normalize, prepared_ahead
+from vitnp.data.augment import mixup
+from vitnp.data.batches import CHANGE
+from vitnp.data.dataset import random_stream
 
 MEAN, STD = (0.25,), (0.5,)
+PLAIN, SHIFTED, FAR = Augmentation(), Augmentation(shift=2), Augmentation(shift=4)
+MIXED = Augmentation(distort=0.5, shift=1, mixup=0.4, cutmix=1.0)
 
 
 def dataset(n=23, channels=1):
@@ -18,7 +25,7 @@ def dataset(n=23, channels=1):
 
 
 def batches(**options):
-    usual = {"dataset": dataset(), "batch_size": 5, "mean": MEAN, "std": STD, "max_shift": 2}
+    usual = {"dataset": dataset(), "batch_size": 5, "mean": MEAN, "std": STD, "augmentation": SHIFTED}
     return Batches(**(usual | options))
 
 
@@ -107,53 +114,6 @@ def test_as_many_means_as_channels_are_needed():
         normalize(dataset(channels=3).images, MEAN, STD)
 
 
-# shifting
-
-
-def moved(image, dy, dx):
-    """The plain definition, for one image (H, W, C)."""
-    height, width, _ = image.shape
-    out = np.zeros_like(image)
-    for y in range(height):
-        for x in range(width):
-            if 0 <= y - dy < height and 0 <= x - dx < width:
-                out[y, x] = image[y - dy, x - dx]
-    return out
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_each_image_is_moved_by_whole_pixels_within_the_limit(channels):
-    images = dataset(channels=channels).images
-    distances = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)]
-    for before, after in zip(images, shift(images, np.random.default_rng(0), 2), strict=True):
-        assert sum(np.array_equal(moved(before, *distance), after) for distance in distances) == 1
-
-
-def test_every_distance_occurs_about_as_often():
-    images = np.zeros((25_000, 5, 5, 1), np.uint8)
-    images[:, 2, 2] = 255
-    landed = shift(images, np.random.default_rng(0), 2).astype(bool).sum(axis=0)
-    assert abs(landed - 1_000).max() < 150  # 4.8 standard deviations
-
-
-def test_shift_leaves_its_argument_as_it_was():
-    images = dataset().images
-    before = images.copy()
-    shift(images, np.random.default_rng(0), 3)
-    np.testing.assert_array_equal(images, before)
-
-
-def test_a_shift_of_zero_changes_nothing():
-    images = dataset().images
-    np.testing.assert_array_equal(shift(images, np.random.default_rng(0), 0), images)
-
-
-@pytest.mark.parametrize("max_shift", [-1, 8, 1.5])
-def test_a_shift_out_of_the_picture_is_refused(max_shift):
-    with pytest.raises(DataError, match=f"max_shift is {max_shift}; expected an integer from 0 to 7"):
-        shift(dataset().images, np.random.default_rng(0), max_shift)
-
-
 # epochs
 
 
@@ -174,7 +134,7 @@ def test_there_are_as_many_batches_as_steps_per_epoch():
 
 
 def test_labels_stay_with_their_images():
-    of = batches(max_shift=0)
+    of = batches(augmentation=PLAIN)
     for images, labels in of.epoch(0):
         np.testing.assert_array_equal(images, normalize(of.dataset.images[labels], MEAN, STD))
 
@@ -194,34 +154,34 @@ def test_an_epoch_is_the_same_whatever_was_drawn_before():
 
 
 def test_epochs_shift_the_same_image_differently():
-    of = batches(dataset=dataset(1), max_shift=4)
+    of = batches(dataset=dataset(1), augmentation=FAR)
     shown = {next(of.epoch(epoch))[0].tobytes() for epoch in range(20)}
     assert len(shown) > 10
 
 
 def test_steps_shift_the_same_image_differently():
     one = dataset(1)
-    of = batches(dataset=one.subset([0] * 20), batch_size=1, max_shift=4)
+    of = batches(dataset=one.subset([0] * 20), batch_size=1, augmentation=FAR)
     assert len({images.tobytes() for images, _ in of.epoch(0)}) > 10
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**40), st.integers(0, 1000), st.integers(0, 5), st.integers(0, 7))
-def test_starting_late_gives_exactly_the_batches_of_an_uninterrupted_epoch(seed, epoch, start, max_shift):
-    of = batches(seed=seed, max_shift=max_shift)
+@given(st.integers(0, 2**40), st.integers(0, 1000), st.integers(0, 5), st.sampled_from([PLAIN, SHIFTED, MIXED]))
+def test_starting_late_gives_exactly_the_batches_of_an_uninterrupted_epoch(seed, epoch, start, augmentation):
+    of = batches(seed=seed, augmentation=augmentation)
     whole, resumed = list(of.epoch(epoch))[start:], list(of.epoch(epoch, start))
     assert [(a.tobytes(), b.tobytes()) for a, b in whole] == [(a.tobytes(), b.tobytes()) for a, b in resumed]
 
 
 def test_skipped_steps_are_not_computed(monkeypatch):
     computed = []
-    monkeypatch.setattr("vitnp.data.batches.shift", lambda images, *_: computed.append(1) or images)
+    monkeypatch.setattr(Augmentation, "change", lambda self, images, rng: computed.append(1) or images)
     list(batches().epoch(0, start=3))
     assert len(computed) == 2
 
 
 def test_evaluation_batches_are_the_dataset_in_its_own_order():
-    of = batches(shuffle=False, max_shift=0)
+    of = batches(shuffle=False, augmentation=PLAIN)
     shown = np.concatenate([images for images, _ in of.epoch(0)])
     np.testing.assert_array_equal(shown, normalize(of.dataset.images, MEAN, STD))
 
@@ -245,7 +205,7 @@ def test_making_batches_leaves_the_dataset_as_it_was():
     [
         ({"batch_size": 0}, "batch_size is 0; expected an integer of at least 1"),
         ({"seed": -3}, "seed is -3; expected an integer of at least 0"),
-        ({"max_shift": 8}, "max_shift is 8; expected an integer from 0 to 7"),
+        ({"augmentation": Augmentation(shift=8)}, "shift is 8; expected an integer from 0 to 7"),
         ({"std": (0.0,)}, "expected finite numbers, and std above zero"),
     ],
 )
@@ -257,3 +217,82 @@ def test_wrong_arguments_are_refused_before_the_first_batch(wrong, said):
 def test_a_start_beyond_the_epoch_is_refused_at_the_call():
     with pytest.raises(DataError, match="start is 6; expected an integer from 0 to 5"):
         batches().epoch(0, start=6)
+
+
+def test_mixed_batches_have_soft_labels():
+    _, labels = next(batches(augmentation=MIXED).epoch(0))
+    assert (labels.shape, labels.dtype) == ((5, 23), np.float32)
+    assert 1 < (labels > 0).sum(1).max() <= 2
+
+
+def test_steps_and_epochs_mix_the_same_images_differently():
+    same = dataset().subset([0, 1, 2, 3] * 5)
+    of = batches(dataset=same, batch_size=4, shuffle=False, augmentation=Augmentation(mixup=1))
+    assert len({labels.tobytes() for epoch in range(2) for _, labels in of.epoch(epoch)}) == 10
+
+
+def test_what_mixes_images_is_drawn_apart_from_what_changes_them():
+    """Else a shift would tell which images are mixed, and how."""
+    plain, moved = (batches(augmentation=Augmentation(shift=s, mixup=1.0)) for s in (0, 2))
+    assert all(a[1].tobytes() == b[1].tobytes() for a, b in zip(plain.epoch(0), moved.epoch(0), strict=True))
+    of = batches(augmentation=Augmentation(mixup=1.0))
+    first = mixup(np.ones((5, 1, 1, 1), "f"), np.eye(5, 23, dtype="f"), random_stream(0, CHANGE, 0, 0), 1.0)[1]
+    assert not np.array_equal(np.sort(next(of.epoch(0))[1]), np.sort(first))
+
+
+# ahead of the step
+
+
+def test_batches_prepared_ahead_are_the_same_in_the_same_order():
+    of = batches(augmentation=MIXED)
+    one, other = list(of.epoch(3)), list(prepared_ahead(of.epoch(3)))
+    assert [(a.tobytes(), b.tobytes()) for a, b in one] == [(a.tobytes(), b.tobytes()) for a, b in other]
+
+
+def test_the_next_batches_are_made_while_one_is_in_use():
+    made, may_go_on = [], threading.Event()
+
+    def items():
+        for number in range(10):
+            made.append(number)
+            if number == 2:
+                may_go_on.set()
+            yield number
+
+    ahead = prepared_ahead(items(), ahead=2)
+    assert next(ahead) == 0
+    assert may_go_on.wait(10)  # though nobody has asked for the second yet
+    assert list(ahead) == list(range(1, 10))
+
+
+def test_no_more_are_made_ahead_than_asked():
+    made = []
+    ahead = prepared_ahead((made.append(number) for number in range(100)), ahead=3)
+    next(ahead)
+    ahead.close()  # waits for the thread
+    assert len(made) == 4
+
+
+def test_they_are_made_on_another_thread():
+    threads = prepared_ahead(threading.get_ident() for _ in range(3))
+    assert threading.get_ident() not in set(threads)
+
+
+def test_an_error_while_preparing_reaches_the_loop():
+    def items():
+        yield 1
+        raise DataError("the second cannot be read")
+
+    ahead = prepared_ahead(items())
+    assert next(ahead) == 1
+    with pytest.raises(DataError, match="the second cannot be read"):
+        next(ahead)
+
+
+def test_leaving_the_loop_early_ends_the_thread():
+    before = threading.active_count()
+    for number in prepared_ahead(range(1000)):
+        if number == 5:
+            break
+    gc.collect()
+    assert threading.active_count() == before

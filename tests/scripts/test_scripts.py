@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
 SMALL = ["--images", "400", "--held-out", "100", "--epochs", "2", "--dim", "16", "--depth", "1", "--mlp-dim", "16"]
-SMALL += ["--dropout", "0.1", "--batch-size", "64", "--shards", "2"]
+SMALL += ["--dropout", "0.1", "--batch-size", "64", "--shards", "2", "--distort", "0.5", "--mixup", "0.4"]
 ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "error", "PYTHONPATH": str(SCRIPTS.parent)}
 
 
@@ -144,6 +144,7 @@ def test_resuming_with_another_setting_is_refused(finished):
         (["--batch-size", "0"], "--batch-size is 0; it must be at least 1"),
         (["--warmup-epochs", "nan"], "--warmup-epochs is nan; it must be at least 0"),
         (["--label-smoothing", "1"], "--label-smoothing is 1.0; it must be below 1"),
+        (["--crop", "2"], "crop is 2.0; expected a number from 0.01 to 1"),
         (["--clip-norm", "0"], "--clip-norm is 0.0; it must be above 0"),
     ],
 )

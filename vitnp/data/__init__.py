@@ -3,15 +3,19 @@
 digits.py   ten digits rendered on the spot: needs no file and no network
 mnist.py    the MNIST files, checked byte for byte
 dataset.py  Dataset, which holds either of them, and the folders where data files are looked for
-batches.py  normalisation, random shifts, and the order of an epoch
+augment.py  what makes many training images of one
+warp.py     pictures turned, slanted, stretched and bent
+batches.py  normalisation, and the order of an epoch
 """
 
-from vitnp.data.batches import Batches, channel_statistics, normalize, shift
+from vitnp.data.augment import Augmentation
+from vitnp.data.batches import Batches, channel_statistics, normalize, prepared_ahead
 from vitnp.data.dataset import DataError, Dataset, data_roots
 from vitnp.data.digits import load_digits
 from vitnp.data.mnist import find_mnist, load_mnist, read_idx
 
 __all__ = [
+    "Augmentation",
     "Batches",
     "DataError",
     "Dataset",
@@ -21,6 +25,6 @@ __all__ = [
     "load_digits",
     "load_mnist",
     "normalize",
+    "prepared_ahead",
     "read_idx",
-    "shift",
 ]

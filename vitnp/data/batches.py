@@ -1,28 +1,34 @@
 """From uint8 images to the float batches a network trains on.
 
 Everything random here is a pure function of numbers a checkpoint can hold. The order of an epoch depends on
-(seed, epoch) alone, the shifts of a batch on (seed, epoch, step) alone, so a run that resumes at step 57 sees
+(seed, epoch) alone, the augmentation of a batch on (seed, epoch, step) alone, so a run that resumes at step 57 sees
 exactly the batches it would have seen, and no generator state has to be saved.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from vitnp.data.augment import Augmentation
 from vitnp.data.dataset import DataError, Dataset, random_stream, whole_number
 
-ORDER, SHIFT = 0, 1  # which random stream of a seed
+ORDER, CHANGE, MIX = 0, 1, 2  # which random stream of a seed
+T = TypeVar("T")
 
 
 class Batches:
     """The batches of a dataset, epoch after epoch: images (b, H, W, C) normalised, labels int64 (b,).
 
-    `shuffle` draws a new order each epoch; `max_shift` moves each image at random, by up to that many pixels
-    each way. With both off, these are the dataset's own images in its own order: what evaluation wants.
+    `shuffle` draws a new order each epoch; `augmentation` changes each image at random, and where it mixes images the
+    labels are soft, floats (b, classes). Without both, these are the dataset's own images in its own order: what
+    evaluation wants.
     """
 
     def __init__(
@@ -33,14 +39,15 @@ class Batches:
         seed: int = 0,
         mean: Sequence[float],
         std: Sequence[float],
-        max_shift: int = 0,
+        augmentation: Augmentation | None = None,
         dtype: DTypeLike = "float32",
         shuffle: bool = True,
     ) -> None:
         self.dataset = dataset
         self.batch_size = whole_number("batch_size", batch_size, 1)
         self.seed = whole_number("seed", seed, 0)
-        self.max_shift = whole_number("max_shift", max_shift, 0, min(dataset.images.shape[1:3]) - 1)
+        self.augmentation = augmentation or Augmentation()
+        whole_number("shift", self.augmentation.shift, 0, min(dataset.images.shape[1:3]) - 1)
         self.mean, self.std, self.dtype, self.shuffle = mean, std, dtype, shuffle
         normalize(dataset.images[:1], mean, std, dtype)  # a bad mean is an error now, not at the first batch
 
@@ -49,7 +56,7 @@ class Batches:
         """Batches in an epoch, the last of which may be smaller."""
         return math.ceil(len(self.dataset) / self.batch_size)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[NDArray, NDArray[np.int64]]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[NDArray, NDArray]]:
         """The batches of one epoch from step `start` on; the skipped ones cost nothing."""
         epoch = whole_number("epoch", epoch, 0)
         start = whole_number("start", start, 0, self.steps_per_epoch)
@@ -60,11 +67,24 @@ class Batches:
         count = len(self.dataset)
         return random_stream(self.seed, ORDER, epoch).permutation(count) if self.shuffle else np.arange(count)
 
-    def _batch(self, order: NDArray[np.int64], epoch: int, step: int) -> tuple[NDArray, NDArray[np.int64]]:
+    def _batch(self, order: NDArray[np.int64], epoch: int, step: int) -> tuple[NDArray, NDArray]:
         chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-        rng = random_stream(self.seed, SHIFT, epoch, step)
-        images = shift(self.dataset.images[chosen], rng, self.max_shift)
-        return normalize(images, self.mean, self.std, self.dtype), self.dataset.labels[chosen]
+        images, labels = self.dataset.images[chosen], self.dataset.labels[chosen]
+        images = self.augmentation.change(images, random_stream(self.seed, CHANGE, epoch, step))
+        images = normalize(images, self.mean, self.std, self.dtype)
+        classes, rng = len(self.dataset.class_names), random_stream(self.seed, MIX, epoch, step)
+        return self.augmentation.mix(images, labels, classes, rng)
+
+
+def prepared_ahead(items: Iterable[T], ahead: int = 2) -> Iterator[T]:
+    """The same items in the same order, up to `ahead` of them made on a thread while an earlier one is in use."""
+    end = object()
+    iterator = iter(items)
+    with ThreadPoolExecutor(1, thread_name_prefix="vitnp-data") as thread:
+        waiting = deque(thread.submit(next, iterator, end) for _ in range(ahead))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(thread.submit(next, iterator, end))
+            yield item  # type: ignore[misc]
 
 
 def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -123,22 +143,3 @@ def _per_channel(
     if not (np.isfinite(average).all() and np.isfinite(deviation).all() and (deviation > 0).all()):
         raise DataError(f"mean is {mean}, std {std}; expected finite numbers, and std above zero")
     return average, deviation
-
-
-def shift(images: NDArray[np.uint8], rng: np.random.Generator, max_shift: int) -> NDArray[np.uint8]:
-    """Each image (n, H, W, C) moved by its own (dy, dx), uniform in [-max_shift, max_shift]²; zeros come in.
-
-    With a margin of zeros all around, a moved image is a window into the padded one. The axes (W, C) become
-    one, so that a window is H plain runs of bytes.
-    """
-    count, height, width, channels = images.shape
-    m = whole_number("max_shift", max_shift, 0, min(height, width) - 1)
-    if m == 0:
-        return images
-    padded = np.zeros((count, height + 2 * m, width + 2 * m, channels), images.dtype)
-    padded[:, m:-m, m:-m] = images
-    rows = padded.reshape(count, height + 2 * m, -1)
-    windows = np.lib.stride_tricks.sliding_window_view(rows, (height, width * channels), axis=(1, 2))
-    top, left = rng.integers(0, 2 * m + 1, (2, count))
-    moved: NDArray[np.uint8] = windows[np.arange(count), top, left * channels]
-    return moved.reshape(images.shape)

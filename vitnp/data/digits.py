@@ -5,14 +5,8 @@ carries inside itself, drawn with a random stroke and sharpness, then turned, sl
 dimmed and covered with noise, all at random. A linear classifier must give each pixel one fixed meaning, but
 here a digit may lie anywhere: it gets fewer than 60 % right. People, and a small ViT, read nearly all.
 
-How a picture is made. The characters are drawn once, in a few styles, at twice the final resolution. Pixel p
-of the picture, measured (y, x) from its centre, then shows the character at
-
-    q = 2 · A (p − t + b(p)),      A = scale · shear · rotation
-
-where t moves the digit and the field b, smooth because it interpolates a coarse grid of random vectors, bends
-it. This map runs backwards, from picture to character, so each pixel gets exactly one value: no holes and no
-overlaps. Values between the pixels of a character are interpolated bilinearly.
+The characters are drawn once, in a few styles, at twice the final resolution; every picture shows one of them through
+a warp of its own (warp.py).
 
 Pictures are made CHUNK at a time, each chunk from its own random stream, so picture i of a seed is the same
 whatever n. Another processor, Pillow or NumPy may change a few pixels by a few grey levels.
@@ -26,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitnp.data.dataset import DataError, Dataset, random_stream, whole_number
+from vitnp.data.warp import Warp, interpolate
 
 SIDE = 28  # pixels of a picture, each way
 OVERSAMPLING = 2  # pixels of a drawn character per pixel of the picture
@@ -34,12 +29,13 @@ FONT_SIZE = 48
 STYLES = [(stroke, blur) for stroke in (0, 1, 2) for blur in (0, 1)]  # both in pixels of a drawn character
 
 CHUNK = 250  # pictures made at a time: their arrays fit the processor's cache
-ROTATION = 15  # degrees, either way: much more, and people confuse 1 with 7
-SHEAR = 0.15
-SCALE = (0.85, 1.1)  # of height and of width, independently
-TRANSLATION = 4  # pixels, either way: what a linear classifier fails on
-BEND = 0.7  # pixels, standard deviation at the knots
-KNOTS = 4  # of the bending field, each way
+WARP = Warp(
+    rotation=15,  # much more, and people confuse 1 with 7
+    shear=0.15,
+    scale=(0.85, 1.1),
+    translation=4,  # what a linear classifier fails on
+    bend=0.7,
+)
 CONTRAST = (0.6, 1.0)
 NOISE = 12  # grey levels, standard deviation
 
@@ -60,61 +56,18 @@ def _render_chunk(rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[
     """CHUNK pictures (CHUNK, 28, 28, 1) and their labels (CHUNK,)."""
     labels = rng.integers(0, 10, CHUNK)
     styles = rng.integers(0, len(STYLES), CHUNK)
-    y, x = _warp(rng)
-    grey = _interpolate(_draw_characters(), labels * len(STYLES) + styles, y, x)
+    y, x = WARP.points(rng, CHUNK, SIDE, SIDE)
+    characters = _draw_characters()
+    which = labels * len(STYLES) + styles
+    grey = interpolate(characters, which, OVERSAMPLING * y, OVERSAMPLING * x).reshape(CHUNK, -1)
     grey *= rng.uniform(*CONTRAST, (CHUNK, 1)).astype(np.float32)
     grey += rng.standard_normal(grey.shape, np.float32) * NOISE
     return grey.clip(0, 255).astype(np.uint8).reshape(CHUNK, SIDE, SIDE, 1), labels
 
 
-def _warp(rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The point (y, x) of the drawn character that each pixel of each picture shows: two (CHUNK, 784)."""
-    angle = np.deg2rad(rng.uniform(-ROTATION, ROTATION, CHUNK))
-    slant = rng.uniform(-SHEAR, SHEAR, CHUNK)
-    scale = rng.uniform(*SCALE, (CHUNK, 2, 1))
-    t = rng.uniform(-TRANSLATION, TRANSLATION, (CHUNK, 2, 1)).astype(np.float32)
-    b = rng.standard_normal((CHUNK, 2, KNOTS * KNOTS), np.float32) * BEND @ _bending_basis()
-
-    c, s, zero, one = np.cos(angle), np.sin(angle), np.zeros(CHUNK), np.ones(CHUNK)
-    rotation = np.array([[c, -s], [s, c]]).transpose(2, 0, 1)  # (CHUNK, 2, 2)
-    shear = np.array([[one, zero], [slant, one]]).transpose(2, 0, 1)
-    a = (OVERSAMPLING / scale * (shear @ rotation)).astype(np.float32)
-
-    p = np.mgrid[:SIDE, :SIDE].reshape(2, -1).astype(np.float32) - (SIDE - 1) / 2
-    q = a @ (p - t + b) + (CELL - 1) / 2
-    return q[:, 0], q[:, 1]
-
-
-@lru_cache(maxsize=1)
-def _bending_basis() -> NDArray[np.float32]:
-    """How much each knot of the coarse grid counts at each pixel: (16, 784), smooth, columns add up to 1."""
-    distance = np.abs(np.linspace(0, KNOTS - 1, SIDE) - np.arange(KNOTS)[:, None])  # (4, 28), in knots
-    near = np.clip(1 - distance, 0, 1)
-    weight = near * near * (3 - 2 * near)  # the cubic from 0 to 1 that is flat at both ends
-    return np.kron(weight, weight).astype(np.float32)
-
-
-def _interpolate(
-    characters: NDArray[np.float32], which: NDArray[np.int64], y: NDArray[np.float32], x: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Row i is characters[which[i]] at the points (y[i], x[i]), bilinearly; outside the cell it is black."""
-    last = CELL - 1.01  # so that each point has a pixel below and to the right; the border is black anyway
-    y, x = y.clip(0, last), x.clip(0, last)
-    top, left = np.floor(y), np.floor(x)
-    y, x = y - top, x - left
-    corner = (top * CELL + left).astype(np.intp) + which[:, None] * CELL * CELL
-    flat = characters.reshape(-1)
-    grey: NDArray[np.float32] = flat[corner]
-    lower = flat[corner + CELL]
-    grey += x * (flat[corner + 1] - grey)
-    lower += x * (flat[corner + CELL + 1] - lower)
-    grey += y * (lower - grey)
-    return grey
-
-
 @lru_cache(maxsize=1)
 def _draw_characters() -> NDArray[np.float32]:
-    """Every digit in every style, centred in its cell: (10 * styles, CELL, CELL), 0 to 255."""
+    """Every digit in every style, centred in its cell: (10 * styles, CELL, CELL, 1), 0 to 255."""
     from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
     try:
@@ -130,4 +83,4 @@ def _draw_characters() -> NDArray[np.float32]:
             corner = ((CELL - left - right) / 2, (CELL - top - bottom) / 2)
             pen.text(corner, digit, fill=255, font=font, stroke_width=stroke)
             drawn.append(np.asarray(cell.filter(ImageFilter.GaussianBlur(blur)), np.float32))
-    return np.stack(drawn)
+    return np.stack(drawn)[..., None]

@@ -1,0 +1,58 @@
+"""What training scripts share: defaults that follow from an option, and options that reach what they name."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from vitnp import train
+from vitnp.data import Augmentation
+
+
+def parser():
+    made = train.training_parser("A toy.", dim=64, lr=1e-3, epochs=3)
+    made.add_argument("--preset", choices=("small", "large"))
+    made.add_argument("--fashion", action="store_true")
+    made.when("preset", "small", dim=8, lr=2e-3)
+    made.when("fashion", True, flip=True, lr=5e-3)
+    return made
+
+
+def test_without_a_preset_the_script_s_own_defaults_hold():
+    args = parser().parse_args([])
+    assert (args.dim, args.lr, args.flip) == (64, 1e-3, False)
+
+
+def test_a_preset_changes_its_defaults_and_no_others():
+    args = parser().parse_args(["--preset", "small"])
+    assert (args.dim, args.lr, args.epochs, args.flip) == (8, 2e-3, 3, False)
+
+
+def test_what_the_user_says_goes_before_the_preset():
+    args = parser().parse_args(["--dim", "32", "--preset", "small"])
+    assert (args.dim, args.lr) == (32, 2e-3)
+
+
+def test_the_default_of_the_script_can_be_asked_for_against_the_preset():
+    assert parser().parse_args(["--preset", "small", "--dim", "64"]).dim == 64
+
+
+def test_of_two_variants_the_later_one_goes_first():
+    args = parser().parse_args(["--preset", "small", "--fashion"])
+    assert (args.dim, args.lr, args.flip) == (8, 5e-3, True)
+
+
+def test_a_preset_that_does_not_exist_ends_with_the_choices(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parser().parse_args(["--preset", "huge"])
+    assert stop.value.code == 2
+    assert "invalid choice: 'huge' (choose from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Augmentation)])
+def test_every_augmentation_has_an_option_that_is_off_unless_said(field):
+    option = "--" + field.replace("_", "-")
+    off, on = parser().parse_args([]), parser().parse_args([option] if field == "flip" else [option, "1"])
+    assert train._augmentation(off) == Augmentation()
+    assert getattr(train._augmentation(on), field) == 1
+    assert np.isscalar(getattr(off, field))
