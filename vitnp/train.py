@@ -40,6 +40,7 @@ EVALUATION_BATCH = 256
 PICTURED = 16  # test images in the picture of attention
 
 Loader = Callable[[argparse.Namespace], tuple[Dataset, Dataset]]
+ImageFields = Callable[[argparse.Namespace], dict[str, Any]]
 
 
 def training_parser(description: str, **defaults: Any) -> argparse.ArgumentParser:
@@ -77,13 +78,17 @@ def training_parser(description: str, **defaults: Any) -> argparse.ArgumentParse
     return parser
 
 
-def main(parser: argparse.ArgumentParser, load_data: Loader, **images: Any) -> int:
+def main(
+    parser: argparse.ArgumentParser, load_data: Loader, image_fields: ImageFields | None = None, **images: Any
+) -> int:
     """Parse the command line, train, and return the process's exit status.
 
-    `images` are the fields of ViTConfig that follow from the data: image_size, channels, num_classes.
+    `images` are the fields of ViTConfig that follow from the data: image_size, channels, num_classes. Where they are
+    only known once the command line is, `image_fields` returns them.
     """
     args = parser.parse_args()
-    return report_errors(lambda: _train(parser, args, load_data, images), debug=args.debug)
+    fields = image_fields or (lambda args: images)
+    return report_errors(lambda: _train(parser, args, load_data, fields), debug=args.debug)
 
 
 def report_errors(work: Callable[[], int], debug: bool) -> int:
@@ -104,7 +109,9 @@ def report_errors(work: Callable[[], int], debug: bool) -> int:
         return 128 + signal.SIGINT
 
 
-def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, load_data: Loader, images: dict[str, Any]) -> int:
+def _train(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, load_data: Loader, image_fields: ImageFields
+) -> int:
     started = time.perf_counter()
     checkpoint = load_checkpoint(args.resume, args.device) if args.resume else None
     if checkpoint is not None:
@@ -113,7 +120,7 @@ def _train(parser: argparse.ArgumentParser, args: argparse.Namespace, load_data:
     else:
         # Before any data is loaded, so that a mistake in the options costs no waiting.
         _check_options(args)
-        model = VisionTransformer(_make_config(args, images), rng=args.seed).to_device(args.device)
+        model = VisionTransformer(_make_config(args, image_fields(args)), rng=args.seed).to_device(args.device)
         optimizer = Adam(model, args.lr, weight_decay=args.weight_decay)
     trainer = Trainer(model, optimizer, *load_data(args), args)
     if checkpoint is not None:
