@@ -39,6 +39,15 @@ def test_uint8_images_are_normalised_as_in_training():
     assert error(found, softmax(model.forward(normalize(pixels(), MEAN, STD, "float64")))) < 1e-13
 
 
+def test_probabilities_of_large_logits_are_finite():
+    model = hard_model("float32")
+    model.classifier.head.weight[...] *= 1e4
+    images = images_for(model)
+    found = vitnp.predict(model, images)
+    assert (found.max(-1) > 0.99).all()
+    assert (found.argmax(-1) == model.forward(images).argmax(-1)).all()
+
+
 def test_probabilities_keep_the_models_dtype():
     model = hard_model("float32")
     assert vitnp.predict(model, images_for(model)).dtype == np.float32

@@ -230,6 +230,14 @@ def test_a_large_photograph_shrinks_to_what_its_small_copy_shows(tmp_path):
     assert distance(found, GRADIENT) < 10
 
 
+@pytest.mark.parametrize("times", [4, 8])
+def test_a_photograph_shrinks_to_what_a_lossless_copy_does(tmp_path, times):
+    large = RNG.integers(0, 256, (30, 40, 3), np.uint8).repeat(times, axis=0).repeat(times, axis=1)
+    photograph = read_image(save(tmp_path / "a.jpg", large, quality=95, subsampling=0), size=(30, 40))
+    lossless = read_image(save(tmp_path / "a.png", large), size=(30, 40))
+    assert np.abs(photograph.astype(int) - lossless).mean() < 4
+
+
 def test_a_very_long_image_needs_no_more_memory_than_its_own(tmp_path):
     path = save(tmp_path / "a.png", np.full((1, 200_000), 50, np.uint8))
     tracemalloc.start()
@@ -301,7 +309,13 @@ def test_a_bomb_is_refused_before_it_is_unpacked(refusal, side):
 
 @pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0), (0, 0)])
 def test_an_image_without_pixels_is_refused(refusal, width, height):
-    assert "expected" in refusal(png(width, height))
+    assert refusal(png(width, height)).startswith("not an image; expected one of")
+
+
+def test_a_stricter_limit_that_was_set_in_pillow_counts(refusal, monkeypatch, tmp_path):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    save(tmp_path / "some.png", GRADIENT)
+    assert "exceeds limit of 1000 pixels" in refusal(None)
 
 
 def test_damaged_notes_beside_good_pixels_neither_fail_nor_warn(tmp_path):

@@ -92,15 +92,12 @@ def _upright(file: IO[bytes], path: PathLike, longest: int) -> Image:
     """The decoded first frame, turned as a viewer would; a large JPEG comes at 1/2, 1/4 or 1/8 where that will do."""
     from PIL import Image, ImageOps
 
-    image = Image.open(file, formats=FORMATS)
-    if min(image.size) < 1:
-        raise _unusable(path, f"has {image.width} x {image.height} pixels", "at least one", "leave it out")
+    image = Image.open(file, formats=FORMATS)  # which refuses sizes of 0
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(path, f"{image.width} x {image.height} pixels")
     if longest:
         image.draft(None, (round(SHARPNESS * longest), round(SHARPNESS * longest)))
-    image.load()
-    return ImageOps.exif_transpose(image)
+    return ImageOps.exif_transpose(image)  # which loads it first
 
 
 def _in_mode(image: Image, mode: str, path: PathLike) -> Image:
