@@ -25,7 +25,7 @@ from vitnp.data.images import read_image, sides
 
 READ = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".webp", ".bmp", ".tif", ".tiff"),
-    *(".pbm", ".pgm", ".ppm", ".pnm", ".pfm"),
+    *(".pbm", ".pgm", ".ppm", ".pnm"),
 )
 NOT_READ = (".avif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".eps", ".psd", ".ico", ".tga", ".dng", ".cr2", ".nef")
 TEST_NAMES = ("test", "val", "valid", "validation")  # of the folder beside "train"
