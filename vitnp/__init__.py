@@ -4,6 +4,7 @@ from vitnp.backend import DeviceError, array_module, to_cpu, to_device
 from vitnp.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from vitnp.context import Context, ContextError
 from vitnp.gradient_check import GradcheckError, gradcheck
+from vitnp.inference import Classifier, Evaluation, evaluate, features, load_classifier, predict
 from vitnp.layer import Layer
 from vitnp.losses import softmax_cross_entropy
 from vitnp.optim import Adam, clip_global_norm
@@ -17,10 +18,12 @@ __all__ = [
     "Adam",
     "Checkpoint",
     "CheckpointError",
+    "Classifier",
     "ConfigError",
     "Context",
     "ContextError",
     "DeviceError",
+    "Evaluation",
     "GradcheckError",
     "Layer",
     "ShardedStep",
@@ -28,8 +31,12 @@ __all__ = [
     "VisionTransformer",
     "array_module",
     "clip_global_norm",
+    "evaluate",
+    "features",
     "gradcheck",
     "load_checkpoint",
+    "load_classifier",
+    "predict",
     "save_checkpoint",
     "softmax_cross_entropy",
     "to_cpu",

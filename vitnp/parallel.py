@@ -66,7 +66,7 @@ class ShardedStep:
         self.contexts = [Context(train=True, rng=rng) for _ in range(shards)]
         self.correct: Any = 0
         self._evaluation_contexts = [Context() for _ in range(shards)]
-        self._blas = _blas_controller()
+        self._blas = blas_controller()
         self._threads = ThreadPoolExecutor(shards, thread_name_prefix="vitnp-shard")
 
     def step(self, images: Array, labels: Any) -> Any:
@@ -126,7 +126,7 @@ class ShardedStep:
                     results.append(work(ctx, images[part], labels[part], len(images)))
             return results
 
-        with _one_step_at_a_time, self._blas.limit(limits=1, user_api="blas"):
+        with one_at_a_time, self._blas.limit(limits=1, user_api="blas"):
             jobs = [self._threads.submit(run, ctx, *shard) for ctx, shard in zip(contexts, shards, strict=False)]
             wait(jobs)  # all of them, even if one fails: none may go on in a context that is used again
         results = [result for job in jobs for result in job.result()]
@@ -151,7 +151,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _blas_controller() -> Any:
+def blas_controller() -> Any:
     """Return a controller of BLAS's threads; looking for the libraries takes longer than a small model's step may."""
     from threadpoolctl import ThreadpoolController
 
@@ -160,4 +160,4 @@ def _blas_controller() -> Any:
 
 # BLAS has one number of threads for the whole process. A step uses every core, so steps of several models lose nothing
 # by taking turns; and side by side each would restore a number that another had set.
-_one_step_at_a_time = threading.Lock()
+one_at_a_time = threading.Lock()

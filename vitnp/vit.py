@@ -183,12 +183,25 @@ class VisionTransformer(Layer):
         Raises ValueError for another shape, TypeError for integer images (which want normalising first).
         """
         ctx = ctx or Context()
+        return self.classifier.forward(self._tokens(x, ctx), ctx).copy()
+
+    def features(self, x: Array, ctx: Context | None = None) -> Array:
+        """images (B, H, W, C) -> (B, D), a fresh array: the class token, or the mean of tokens, after the final norm.
+
+        It is what the classifier reads: `pre_logits`, where there is one, and the head come after it. Opens a new
+        pass as `forward` does, and raises the same.
+        """
+        ctx = ctx or Context()
+        return self.classifier.pooled(self._tokens(x, ctx), ctx).copy()
+
+    def _tokens(self, x: Array, ctx: Context) -> Array:
+        """images (B, H, W, C) -> the last block's tokens (B, N, D), in a new pass."""
         ctx.begin()
         x = self.patch_embed.forward(self._check(x), ctx)
         x = self.dropout.forward(self.embeddings.forward(x, ctx), ctx)
         for block in self.blocks:
             x = block.forward(x, ctx)
-        return self.classifier.forward(x, ctx).copy()
+        return x
 
     def backward(self, dy: Array, ctx: Context) -> Array:
         """dlogits (B, classes) -> dimages (B, H, W, C), a fresh array; adds every parameter's gradient to `ctx`."""

@@ -64,12 +64,12 @@ def attention_picture(
         pixels = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).convert("RGB")
         pixels = pixels.resize(size, Image.Resampling.NEAREST)
         sheet.paste(pixels, (left, top))
-        sheet.paste(_overlay(pixels, attention), (left + size[0], top))
+        sheet.paste(overlay(pixels, attention), (left + size[0], top))
         draw.text((left, top + side + 3), caption, fill="black", font=font)
     sheet.save(path)
 
 
-def _overlay(pixels: Image, attention: np.ndarray) -> Image:
+def overlay(pixels: Image, attention: np.ndarray) -> Image:
     """Return the image under a map that runs from dark blue (none) to yellow (most), smoothed between patches."""
     from PIL import Image
 

@@ -55,11 +55,15 @@ class ClassifierHead(Layer):
         self.head = Linear(representation_size or dim, num_classes, weight_init=constant(0), rng=None, dtype=dtype)
         self.built(rng)
 
-    def forward(self, x: Array, ctx: Context) -> Array:
-        """x (B, N, D) -> logits (B, classes)."""
+    def pooled(self, x: Array, ctx: Context) -> Array:
+        """x (B, N, D) -> (B, D): the class token, or the mean of all tokens, after the norm."""
         ctx.save(self, tokens=x)
         # The norm treats each token alone, so the class token needs no other's.
-        pooled = self.norm.forward(x[:, 0], ctx) if self.pool == "token" else self.norm.forward(x, ctx).mean(1)
+        return self.norm.forward(x[:, 0], ctx) if self.pool == "token" else self.norm.forward(x, ctx).mean(1)
+
+    def forward(self, x: Array, ctx: Context) -> Array:
+        """x (B, N, D) -> logits (B, classes)."""
+        pooled = self.pooled(x, ctx)
         if self.pre_logits is not None:
             pooled = self.tanh.forward(self.pre_logits.forward(pooled, ctx), ctx)
         return self.head.forward(pooled, ctx)

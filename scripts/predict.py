@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Say what is on images: each file's most probable classes, by a model that a training script has saved.
+
+    python scripts/predict.py runs/mnist/checkpoint.safetensors digit.png --invert --picture seen.png
+
+An image is read at the size and with the channels of the model: cut to its centre and scaled, turned upright, laid on
+white where it is transparent. A file that cannot be read is reported, and the others go on.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import vitnp
+from vitnp import train
+from vitnp.data import DataError, normalize, read_image
+from vitnp.inspection import attention_rollout, check_new_picture, prediction_picture
+
+AT_A_TIME = 64  # images
+PICTURED = 120  # images in a picture, at most
+
+
+def read_images(paths, config, invert):
+    """Return the paths that can be read, and their images (n, H, W, C); report the others."""
+    good, images = [], []
+    for path in paths:
+        try:
+            image = read_image(path, config.image_size, config.channels)
+        except DataError as error:
+            print(f"error: {error}", file=sys.stderr)
+            continue
+        good.append(path)
+        images.append(255 - image if invert else image)
+    return good, np.array(images)
+
+
+def print_line(path, row, class_names, args, widths):
+    best = np.argsort(-row, kind="stable")[: args.top]
+    if args.json:
+        classes = [{"class": class_names[k], "probability": float(row[k])} for k in best]
+        print(json.dumps({"image": path, "classes": classes}), flush=True)
+        return
+    answers = (f"{class_names[k]:{widths[1]}} {100 * row[k]:5.1f} %" for k in best)
+    print(f"{path:{widths[0]}}  {'   '.join(answers)}", flush=True)
+
+
+def draw(seen, classifier, args):
+    paths, images, probabilities = (list(column)[:PICTURED] for column in zip(*seen, strict=True))
+    images, maps = np.array(images), None
+    if args.attention:
+        parts = [images[i : i + AT_A_TIME] for i in range(0, len(images), AT_A_TIME)]
+        scaled = (normalize(part, classifier.mean, classifier.std) for part in parts)
+        maps = np.concatenate([attention_rollout(classifier.model, part)[0] for part in scaled])
+    captions = [Path(path).name for path in paths]
+    names, options = classifier.class_names, {"top": args.top, "maps": maps, "columns": 2 if args.attention else 3}
+    prediction_picture(images, np.array(probabilities), names, captions, args.picture, **options)
+    if len(seen) > len(images):
+        print(f"{args.picture} shows the first {len(images)} of {len(seen)} images", file=sys.stderr)
+
+
+def predict(args):
+    if args.top < 1:
+        raise ValueError(f"--top is {args.top}; it must be at least 1")
+    if args.picture is not None:
+        check_new_picture(args.picture)
+    elif args.attention:
+        raise ValueError("--attention is drawn in the picture: name one with --picture")
+    classifier = vitnp.load_classifier(args.checkpoint, args.device)
+    scale = {"mean": classifier.mean, "std": classifier.std}
+    widths = max(map(len, args.images)), max(map(len, classifier.class_names))
+    seen = []
+    for start in range(0, len(args.images), AT_A_TIME):
+        paths, images = read_images(args.images[start : start + AT_A_TIME], classifier.model.config, args.invert)
+        probabilities = vitnp.predict(classifier.model, images, **scale) if paths else []
+        for path, row in zip(paths, probabilities, strict=True):
+            print_line(path, row, classifier.class_names, args, widths)
+        seen += zip(paths, images, probabilities, strict=True)
+    if seen and args.picture is not None:
+        draw(seen, classifier, args)
+    return 0 if len(seen) == len(args.images) else 1
+
+
+def make_parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, help="checkpoint.safetensors, as a training script leaves it")
+    parser.add_argument("images", nargs="+", metavar="image", help="image files")
+    parser.add_argument("--top", type=int, default=3, help="how many classes to name")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw images and probabilities")
+    parser.add_argument("--attention", action="store_true", help="with where the model looks, in the picture")
+    parser.add_argument("--invert", action="store_true", help="exchange black and white, as for digits on paper")
+    parser.add_argument("--json", action="store_true", help="print a JSON object a line")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs CuPy and an NVIDIA GPU")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+if __name__ == "__main__":
+    args = make_parser().parse_args()
+    raise SystemExit(train.report_errors(lambda: predict(args), debug=args.debug))

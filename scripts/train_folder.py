@@ -1,0 +1,65 @@
+#!/usr/bin/env python3
+"""Train a Vision Transformer on your own images: a folder with a sub-folder per class.
+
+    python scripts/train_folder.py --data FOLDER        FOLDER/cat/1.jpg, FOLDER/dog/2.png, ...
+
+A tenth of each class is held out for the test, unless FOLDER holds just a folder train and a folder test, or another
+folder of the same classes is given with --test-data. Images are cut to their centre and scaled.
+"""
+
+import os
+from pathlib import Path
+
+from vitnp import train
+from vitnp.data import DataError, find_splits
+
+
+def find_data(args):
+    return find_splits(args.data, args.test_data, args.test_share, args.seed)
+
+
+def image_fields(args):
+    classes = len(find_data(args)[0].class_names)
+    return {"image_size": args.image_size, "channels": args.channels, "num_classes": classes}
+
+
+def load_data(args):
+    training, test = find_data(args)
+    # Other files would be divided otherwise: a resumed run could be tested on what it was trained on.
+    digests = [training.digest, test.digest]
+    if getattr(args, "files", digests) != digests:
+        raise DataError(
+            f"{args.data}: not the files that the run began with; expected the same names, no more, no fewer"
+        )
+    args.files = digests  # a setting of the run, and so in its checkpoint
+    return training.read(args.image_size, args.channels), test.read(args.image_size, args.channels)
+
+
+def make_parser():
+    parser = train.training_parser(
+        __doc__.split("\n")[0],
+        patch_size=8,
+        dim=128,
+        depth=6,
+        heads=4,
+        mlp_dim=256,
+        epochs=30,
+        batch_size=64,
+        lr=1e-3,
+        warmup_epochs=2.0,
+        weight_decay=0.05,
+        label_smoothing=0.1,
+        shift=4,
+        held_out=50,
+        out=Path("runs/folder"),
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with a sub-folder per class")
+    parser.add_argument("--test-data", type=os.path.abspath, help="another one, for the test alone")
+    parser.add_argument("--test-share", type=float, default=0.1, help="of each class, held out where there is none")
+    parser.add_argument("--image-size", type=int, default=64, help="pixels on a side that images are scaled to")
+    parser.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 for grey, 3 for colour")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(train.main(make_parser(), load_data, image_fields))

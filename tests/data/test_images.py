@@ -1,0 +1,341 @@
+"""Image files of every mode become the right pixels; those that cannot be used are refused in one line."""
+
+import struct
+import tracemalloc
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitnp.data import DataError, read_image
+from vitnp.data.images import MAX_PIXELS
+
+RNG = np.random.default_rng(0)
+# smooth, so that a lossy format changes it little: red grows to the right, green downwards
+GRADIENT = np.stack([*np.meshgrid(np.arange(0, 240, 6), np.arange(0, 240, 8)), np.full((30, 40), 90)], -1).astype(
+    np.uint8
+)
+
+
+def save(path, pixels, mode=None, **options):
+    image = Image.fromarray(pixels)
+    (image if mode is None else image.convert(mode)).save(path, **options)
+    return path
+
+
+def distance(found, expected):
+    return np.abs(found.astype(int) - expected.astype(int)).max()
+
+
+@pytest.fixture
+def refusal(tmp_path):
+    """What read_image says about a file with this content: one line that begins with the file."""
+
+    def said(content, name="some.png", **options):
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(DataError) as caught:
+            read_image(path, **options)
+        assert str(caught.value).startswith(f"{path}: ")
+        assert "\n" not in str(caught.value)
+        return str(caught.value).removeprefix(f"{path}: ")
+
+    return said
+
+
+def png(width, height, data=b""):
+    """A PNG file that claims these sizes."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+# formats and modes
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.ppm", "a.tif"])
+def test_a_lossless_file_is_read_bit_for_bit(tmp_path, name):
+    np.testing.assert_array_equal(read_image(save(tmp_path / name, GRADIENT)), GRADIENT)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
+def test_a_lossy_file_is_read_to_its_precision(tmp_path, name):
+    assert distance(read_image(save(tmp_path / name, GRADIENT, quality=95)), GRADIENT) < 16
+
+
+def test_the_content_decides_and_not_the_name(tmp_path):
+    save(tmp_path / "a.png", GRADIENT).rename(tmp_path / "a.jpg")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.jpg"), GRADIENT)
+
+
+def test_grey_has_one_channel_and_the_usual_weights(tmp_path):
+    found = read_image(save(tmp_path / "a.png", GRADIENT), channels=1)
+    assert found.shape == (30, 40, 1)
+    assert distance(found[..., 0], np.rint(GRADIENT @ np.array([0.299, 0.587, 0.114]))) <= 1
+
+
+def test_a_grey_file_has_three_equal_channels_if_three_are_wanted(tmp_path):
+    grey = GRADIENT[..., 0]
+    np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", grey)), np.stack([grey] * 3, -1))
+
+
+def test_a_palette_gif_has_the_colours_of_its_palette(tmp_path):
+    image = Image.new("P", (3, 1))
+    image.putpalette([255, 0, 0, 0, 200, 0, 0, 0, 100])
+    image.putdata([2, 0, 1])
+    image.save(tmp_path / "a.gif")
+    assert read_image(tmp_path / "a.gif").tolist() == [[[0, 0, 100], [255, 0, 0], [0, 200, 0]]]
+
+
+def test_the_transparent_colour_of_a_gif_is_white(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 200, 0])
+    image.putdata([0, 1])
+    image.save(tmp_path / "a.gif", transparency=1)
+    assert read_image(tmp_path / "a.gif").tolist() == [[[255, 0, 0], [255, 255, 255]]]
+
+
+def test_of_an_animation_the_first_frame_is_read(tmp_path):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert read_image(tmp_path / "a.gif")[0, 0].tolist() == [255, 0, 0]
+
+
+def test_a_cmyk_jpeg_has_the_right_colours(tmp_path):
+    path = save(tmp_path / "a.jpg", GRADIENT, mode="CMYK", quality=95)
+    with Image.open(path) as image:
+        assert image.mode == "CMYK"
+    assert distance(read_image(path), GRADIENT) < 16
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_half_transparent_black_on_white_is_grey(tmp_path, channels):
+    pixels = np.zeros((2, 2, 4), np.uint8)
+    pixels[..., 3] = [[0, 128], [255, 64]]
+    found = read_image(save(tmp_path / "a.png", pixels), channels=channels)
+    assert distance(found[..., 0], np.array([[255, 127], [0, 191]])) <= 1
+
+
+def test_grey_with_transparency_lies_on_white(tmp_path):
+    pixels = np.array([[[10, 255], [10, 0]]], np.uint8)
+    image = Image.merge("LA", [Image.fromarray(pixels[..., i]) for i in (0, 1)])
+    image.save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", channels=1).ravel().tolist() == [10, 255]
+
+
+def test_16_bits_are_scaled_to_8_and_not_clipped(tmp_path):
+    levels = np.array([[0, 255, 256, 1000, 32768, 65535]], np.uint16)
+    found = read_image(save(tmp_path / "a.png", levels), channels=1)
+    assert found.ravel().tolist() == [0, 1, 1, 4, 128, 255]
+
+
+def test_all_16_bit_levels_go_to_the_nearest_of_8_bits(tmp_path):
+    levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    found = read_image(save(tmp_path / "a.tif", levels), channels=1)
+    np.testing.assert_array_equal(found[..., 0], np.rint(levels / 257))
+
+
+def test_a_grey_map_of_16_bits_is_scaled_too(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 3 1 65535\n" + struct.pack(">3H", 0, 32768, 65535))
+    assert read_image(tmp_path / "a.pgm", channels=1).ravel().tolist() == [0, 128, 255]
+
+
+def test_levels_beyond_16_bits_are_refused(refusal, tmp_path):
+    save(tmp_path / "a.tif", np.array([[0, 70000]], np.int32))
+    assert refusal(None, "a.tif").startswith("has grey levels from 0 to 70000; expected 8 or 16 bits, 0 to 65535")
+
+
+def test_floats_from_0_to_1_are_scaled(tmp_path):
+    path = save(tmp_path / "a.tif", np.array([[0, 0.5, 1]], np.float32))
+    assert read_image(path, channels=1).ravel().tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1.5, np.nan])
+def test_other_floats_are_refused(refusal, tmp_path, bad):
+    save(tmp_path / "a.tif", np.array([[0.5, bad]], np.float32))
+    assert "floating-point grey levels" in refusal(None, "a.tif")
+
+
+def test_one_bit_is_black_or_white(tmp_path):
+    path = save(tmp_path / "a.png", np.array([[True, False]]))
+    assert read_image(path, channels=1).ravel().tolist() == [255, 0]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_turned_upright(tmp_path, orientation):
+    stored = {  # how a camera would store it, so that a viewer shows GRADIENT
+        1: GRADIENT,
+        2: GRADIENT[:, ::-1],
+        3: GRADIENT[::-1, ::-1],
+        4: GRADIENT[::-1],
+        5: GRADIENT.swapaxes(0, 1),
+        6: np.rot90(GRADIENT, 1),
+        7: GRADIENT[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(GRADIENT, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / "a.png", np.ascontiguousarray(stored), exif=exif)
+    np.testing.assert_array_equal(read_image(path), GRADIENT)
+
+
+# sizes
+
+
+def test_an_image_of_the_right_size_keeps_every_pixel(tmp_path):
+    pixels = RNG.integers(0, 256, (9, 7, 3), np.uint8)
+    np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", pixels), size=(9, 7)), pixels)
+
+
+@pytest.mark.parametrize("shape", [(30, 90), (90, 30)])
+def test_of_a_longer_image_the_middle_is_taken(tmp_path, shape):
+    pixels = np.zeros((*shape, 3), np.uint8)
+    middle = (slice(30, 60) if shape[0] == 90 else slice(None), slice(30, 60) if shape[1] == 90 else slice(None))
+    pixels[middle] = 200
+    found = read_image(save(tmp_path / "a.png", pixels), size=10)
+    assert found.shape == (10, 10, 3)
+    assert distance(found[1:-1, 1:-1], np.array(200)) <= 3
+    assert found.min() > 150  # the filter looks a little beyond the edge
+
+
+def test_nothing_is_distorted_when_height_and_width_differ(tmp_path):
+    path = save(tmp_path / "a.png", GRADIENT)
+    found = read_image(path, size=(10, 20)).astype(int)
+    # 40 columns become 20, and 20 of the 30 rows, from 5 on, become 10: steps of 12 to the right and of 16 downwards
+    assert distance(np.diff(found[1:-1, 1:-1, 0], axis=1), np.array(12)) <= 2
+    assert distance(found[5, :, 1], np.array(8 * 15.5)) <= 2
+
+
+def test_a_fine_pattern_becomes_its_mean_and_no_moire(tmp_path):
+    checkers = (np.indices((280, 280)).sum(0) % 2 * 255).astype(np.uint8)
+    found = read_image(save(tmp_path / "a.png", checkers), size=28, channels=1)
+    assert distance(found, np.array(127)) <= 2
+
+
+def test_a_smaller_image_is_enlarged(tmp_path):
+    found = read_image(save(tmp_path / "a.png", np.full((3, 3, 3), 77, np.uint8)), size=28)
+    assert found.shape == (28, 28, 3)
+    assert (found == 77).all()
+
+
+def test_a_large_photograph_shrinks_to_what_its_small_copy_shows(tmp_path):
+    large = np.asarray(Image.fromarray(GRADIENT).resize((800, 600), Image.Resampling.BICUBIC))
+    found = read_image(save(tmp_path / "a.jpg", large, quality=95), size=(30, 40))
+    assert distance(found, GRADIENT) < 10
+
+
+@pytest.mark.parametrize("times", [4, 8])
+def test_a_photograph_shrinks_to_what_a_lossless_copy_does(tmp_path, times):
+    large = RNG.integers(0, 256, (30, 40, 3), np.uint8).repeat(times, axis=0).repeat(times, axis=1)
+    photograph = read_image(save(tmp_path / "a.jpg", large, quality=95, subsampling=0), size=(30, 40))
+    lossless = read_image(save(tmp_path / "a.png", large), size=(30, 40))
+    assert np.abs(photograph.astype(int) - lossless).mean() < 4
+
+
+def test_a_very_long_image_needs_no_more_memory_than_its_own(tmp_path):
+    path = save(tmp_path / "a.png", np.full((1, 200_000), 50, np.uint8))
+    tracemalloc.start()
+    try:
+        found = read_image(path, size=28, channels=1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (found == 50).all()
+    assert peak < 2_000_000
+
+
+def test_the_array_can_be_written_to(tmp_path):
+    assert read_image(save(tmp_path / "a.png", GRADIENT)).flags.writeable
+
+
+# refusals
+
+
+def test_a_missing_file_is_named(refusal):
+    assert refusal(None) == (
+        "cannot be read (No such file or directory); expected a readable file: check its name and permissions"
+    )
+
+
+def test_a_folder_is_no_image(refusal, tmp_path):
+    (tmp_path / "some.png").mkdir()
+    assert refusal(None).startswith("cannot be read (")
+
+
+def test_an_empty_file_is_refused(refusal):
+    assert refusal(b"") == "empty file; expected an image: copy it again or leave it out"
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello", b"<!DOCTYPE html>", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
+)
+def test_what_is_no_image_is_refused(refusal, content):
+    assert refusal(content).startswith("not an image; expected one of BMP, GIF, JPEG, PNG")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.bmp", "a.tif", "a.webp", "a.ppm"])
+def test_a_file_cut_anywhere_is_refused_or_whole(tmp_path, refusal, name):
+    whole = save(tmp_path / name, RNG.integers(0, 256, (16, 16, 3), np.uint8)).read_bytes()
+    for length in range(0, len(whole) - 16, 37):
+        assert refusal(whole[:length], name).split(";")[0].startswith(("damaged image (", "not an image", "empty file"))
+
+
+def test_a_truncated_photograph_says_that_it_is_damaged(refusal, tmp_path):
+    whole = save(tmp_path / "a.jpg", RNG.integers(0, 256, (64, 64, 3), np.uint8)).read_bytes()
+    said = refusal(whole[: len(whole) // 2], "a.jpg")
+    assert said.startswith("damaged image (image file is truncated")
+    assert said.endswith("expected a whole one: copy it again or leave it out")
+
+
+@pytest.mark.parametrize("side", [9000, 10_000, 20_000, 2**31 - 1])
+def test_a_bomb_is_refused_before_it_is_unpacked(refusal, side):
+    bomb = png(side, side, bytes(10_000_000))
+    assert len(bomb) < 20_000
+    tracemalloc.start()
+    try:
+        said = refusal(bomb)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert f"expected at most {MAX_PIXELS:,} pixels: make it smaller or leave it out" in said
+    assert peak < 1_000_000
+
+
+@pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0), (0, 0)])
+def test_an_image_without_pixels_is_refused(refusal, width, height):
+    assert refusal(png(width, height)).startswith("not an image; expected one of")
+
+
+def test_a_stricter_limit_that_was_set_in_pillow_counts(refusal, monkeypatch, tmp_path):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    save(tmp_path / "some.png", GRADIENT)
+    assert "exceeds limit of 1000 pixels" in refusal(None)
+
+
+def test_damaged_notes_beside_good_pixels_neither_fail_nor_warn(tmp_path):
+    path = save(
+        tmp_path / "a.jpg", GRADIENT, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x09\xff\xff\xff\xff"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_image(path).shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels": 2}, "channels is 2; expected 1 for grey or 3 for RGB"),
+        ({"size": 0}, "height is 0; expected an integer of at least 1"),
+        ({"size": (4, 5, 6)}, r"size is \(4, 5, 6\); expected a number of pixels or \(height, width\)"),
+        ({"size": 2.5}, "height is 2.5; expected an integer"),
+    ],
+)
+def test_a_size_that_cannot_be_is_refused(tmp_path, options, message):
+    with pytest.raises(DataError, match=message):
+        read_image(save(tmp_path / "a.png", GRADIENT), **options)

@@ -1,0 +1,122 @@
+"""predict.py, as a user runs it."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitnp
+from vitnp.data import load_digits, normalize, read_image
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Three digits, one of them on white and as a photograph of another size, and a file that is no image."""
+    folder = tmp_path_factory.mktemp("files")
+    digits = load_digits(3, seed=5).images[..., 0]
+    Image.fromarray(digits[0]).save(folder / "a.png")
+    Image.fromarray(digits[1]).save(folder / "longer name.png")
+    Image.fromarray(255 - digits[2]).convert("RGB").resize((90, 70)).save(folder / "paper.jpg")
+    (folder / "bad.png").write_bytes(b"nonsense")
+    return folder
+
+
+def probabilities(checkpoint, image):
+    found = vitnp.load_classifier(checkpoint)
+    logits = found.model.forward(normalize(image[None], found.mean, found.std))[0].astype(float)
+    return np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+
+
+def answers(result):
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_an_image_has_a_line_with_its_classes_and_probabilities(run, digits_run, files):
+    line = run("predict.py", digits_run[1], "a.png", "--top", 2, cwd=files).stdout
+    expected = probabilities(digits_run[1], read_image(files / "a.png", channels=1))
+    first, second = np.argsort(-expected)[:2]
+    assert line == f"a.png  {first} {100 * expected[first]:5.1f} %   {second} {100 * expected[second]:5.1f} %\n"
+
+
+def test_lines_are_aligned(run, digits_run, files):
+    lines = run("predict.py", digits_run[1], "a.png", "longer name.png", cwd=files).stdout.splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[0].startswith("a.png            ")
+
+
+def test_json_has_the_same_numbers(run, digits_run, files):
+    (answer,) = answers(run("predict.py", digits_run[1], "a.png", "--json", "--top", 10, cwd=files))
+    expected = probabilities(digits_run[1], read_image(files / "a.png", channels=1))
+    assert answer["image"] == "a.png"
+    assert {int(each["class"]): each["probability"] for each in answer["classes"]} == pytest.approx(
+        dict(enumerate(expected)), abs=1e-5
+    )
+
+
+def test_a_photograph_goes_to_a_grey_model_of_another_size_and_can_be_inverted(run, digits_run, files):
+    (answer,) = answers(run("predict.py", digits_run[1], "paper.jpg", "--invert", "--json", cwd=files))
+    expected = probabilities(digits_run[1], 255 - read_image(files / "paper.jpg", size=28, channels=1))
+    assert answer["classes"][0]["probability"] == pytest.approx(expected.max(), abs=1e-5)
+
+
+def test_a_bad_image_is_one_line_and_the_others_go_on(run, digits_run, files):
+    result = run("predict.py", digits_run[1], "a.png", "bad.png", "gone.png", "paper.jpg", cwd=files, status=1)
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["a.png", "paper.jpg"]
+    first, second = result.stderr.splitlines()
+    assert first.startswith("error: bad.png: not an image; expected one of")
+    assert second.startswith("error: gone.png: cannot be read (No such file or directory)")
+
+
+def test_nothing_but_bad_images_is_an_error_and_no_picture(run, digits_run, files, tmp_path):
+    picture = tmp_path / "p.png"
+    result = run("predict.py", digits_run[1], "bad.png", "--picture", picture, cwd=files, status=1)
+    assert result.stdout == ""
+    assert not picture.exists()
+
+
+def test_many_images_are_all_answered_in_order(run, digits_run, files):
+    given = ["a.png", "longer name.png", "paper.jpg"] * 30
+    result = run("predict.py", digits_run[1], *given, "--json", cwd=files)
+    assert [answer["image"] for answer in answers(result)] == given
+
+
+def test_a_picture_is_drawn_and_is_wider_with_attention(run, digits_run, files, tmp_path):
+    sizes = []
+    for name, options in (("p.png", []), ("q.png", ["--attention"])):
+        run("predict.py", digits_run[1], "a.png", "--picture", tmp_path / name, *options, cwd=files)
+        with Image.open(tmp_path / name) as picture:
+            sizes.append(picture.size)
+    assert sizes[1][0] > sizes[0][0] > 300
+    assert sizes[1][1] == sizes[0][1]
+
+
+def test_a_picture_is_not_written_over_the_images(run, digits_run, files):
+    before = (files / "a.png").read_bytes()
+    failed = run("predict.py", digits_run[1], "longer name.png", "--picture", "a.png", cwd=files, status=1)
+    assert failed.stderr == "error: a.png: exists already; expected a new file: choose another name or remove it\n"
+    assert (failed.stdout, (files / "a.png").read_bytes()) == ("", before)
+
+
+def test_a_colour_model_names_its_folders(run, folder_run, photographs, tmp_path):
+    image = next((photographs / "one").iterdir())
+    (answer,) = answers(run("predict.py", folder_run[1], image, "--json", cwd=tmp_path))
+    assert {each["class"] for each in answer["classes"]} == {"nought", "one", "two"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--top", 0], "--top is 0; it must be at least 1"),
+        (["--attention"], "--attention is drawn in the picture: name one with --picture"),
+        (["--picture", "p.jpg"], "p.jpg: pictures are written as PNG; expected a name that ends in .png"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_1(run, digits_run, files, options, message):
+    failed = run("predict.py", digits_run[1], "a.png", *options, cwd=files, status=1)
+    assert (failed.stdout, failed.stderr) == ("", f"error: {message}\n")
+
+
+def test_a_missing_checkpoint_is_one_line_and_a_traceback_on_demand(run, files):
+    assert run("predict.py", "no", "a.png", cwd=files, status=1).stderr == "error: no: there is no such checkpoint\n"
+    assert "Traceback" in run("predict.py", "no", "a.png", "--debug", cwd=files, status=1).stderr

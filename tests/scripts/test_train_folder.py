@@ -1,0 +1,83 @@
+"""train_folder.py, from a folder of pictures to a checkpoint."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+import vitnp
+from vitnp.data import find_splits
+
+
+def last_line(output):
+    return output.splitlines()[-1]
+
+
+def test_a_tenth_of_each_class_is_for_the_test(folder_run, photographs):
+    test = find_splits(photographs)[1]
+    assert np.bincount(test.labels).tolist() == [
+        round(len(list((photographs / name).iterdir())) / 10) for name in test.class_names
+    ]
+    assert re.match(rf"test accuracy \d+\.\d\d %  \({len(test)} images; ", last_line(folder_run[0]))
+
+
+def test_the_checkpoint_knows_the_classes(folder_run):
+    found = vitnp.load_classifier(folder_run[1])
+    assert found.class_names == ("nought", "one", "two")
+    assert found.model.config.num_classes == 3
+    assert found.model.config.channels == 3
+
+
+def test_folders_train_and_test_are_used_as_they_are(run, photographs, folder_options, tmp_path):
+    shutil.copytree(photographs, tmp_path / "both" / "train")
+    shutil.copytree(photographs, tmp_path / "both" / "test")
+    count = len(list(photographs.rglob("*.png")))
+    output = run("train_folder.py", "--data", tmp_path / "both", *folder_options, cwd=tmp_path).stdout
+    assert f"({count} images; " in last_line(output)
+
+
+def test_a_test_folder_can_be_given(run, photographs, folder_options, tmp_path):
+    count = len(list(photographs.rglob("*.png")))
+    options = ["--data", photographs, "--test-data", photographs, "--channels", 1, *folder_options]
+    output = run("train_folder.py", *options, cwd=tmp_path).stdout
+    assert f"({count} images; " in last_line(output)
+    config = vitnp.load_classifier(tmp_path / "runs" / "folder" / "checkpoint.safetensors").model.config
+    assert config.channels == 1
+
+
+def test_a_resumed_run_must_find_the_same_files(run, folder_run, photographs, tmp_path):
+    shutil.copytree(photographs, tmp_path / "more")
+    Image.new("RGB", (28, 28)).save(tmp_path / "more" / "one" / "new.png")
+    options = ["--resume", folder_run[1], "--data", tmp_path / "more"]
+    failed = run("train_folder.py", *options, cwd=tmp_path, status=1)
+    assert failed.stderr.count("\n") == 1
+    assert "not the files that the run began with" in failed.stderr
+
+
+def test_a_finished_run_resumes_with_a_copy_of_the_folder(run, folder_run, photographs, tmp_path):
+    shutil.copytree(folder_run[1].parent, tmp_path / "run")
+    shutil.copytree(photographs, tmp_path / "moved")
+    options = ["--resume", tmp_path / "run" / "checkpoint.safetensors", "--data", tmp_path / "moved"]
+    output = run("train_folder.py", *options, cwd=tmp_path).stdout
+    assert last_line(output).split("(")[0] == last_line(folder_run[0]).split("(")[0]
+    a, b = load_file(folder_run[1]), load_file(tmp_path / "run" / "checkpoint.safetensors")
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda root: (root / "one" / "bad.jpg").write_bytes(b""), "one/bad.jpg: empty file; expected an image"),
+        (lambda root: (root / "three").mkdir(), "no images in three; expected files such as"),
+    ],
+)
+def test_a_bad_folder_is_one_line_and_leaves_nothing(run, photographs, folder_options, tmp_path, break_it, message):
+    shutil.copytree(photographs, tmp_path / "data")
+    break_it(tmp_path / "data")
+    failed = run("train_folder.py", "--data", "data", *folder_options, cwd=tmp_path, status=1)
+    assert failed.stderr.count("\n") == 1
+    assert message in failed.stderr
+    assert not (tmp_path / "runs").exists()

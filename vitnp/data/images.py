@@ -1,0 +1,159 @@
+"""One image file, whatever is in it, as the uint8 array that a network takes.
+
+    1  opened as one of FORMATS and by nothing else: Pillow also knows formats that start other programs
+    2  its size looked at, before anything is decoded: a file of a few bytes can claim terabytes
+    3  decoded to the last byte, its first frame if there are several
+    4  turned upright, as its EXIF orientation says
+    5  transparent parts laid on white, as paper and web pages are
+    6  mode to grey or RGB: 16 bits are scaled to 8 (Pillow would clip them), floats are taken to be 0 to 1
+    7  the largest centred part of the wanted shape, scaled with antialiasing
+
+Colour profiles are not applied.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitnp.data.dataset import DataError, PathLike, whole_number
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MAX_PIXELS = 64_000_000  # what the largest common cameras take: 192 MB as RGB
+SHARPNESS = 3.0  # how much larger than wanted an image must stay while it is only averaged, not filtered
+
+
+def read_image(path: PathLike, size: int | tuple[int, int] | None = None, channels: int = 3) -> NDArray[np.uint8]:
+    """The image in a file, uint8 (H, W, channels): 3 for RGB, 1 for grey.
+
+    `size` is a side or (height, width). The largest centred part of that shape is scaled to it, so nothing is
+    distorted, and an image that has the size already keeps its every pixel. Without it the image is as it comes.
+
+    Raises DataError, one line that names the file, for what is missing, empty, damaged, no image, or too large.
+    """
+    if channels not in (1, 3):
+        raise DataError(f"channels is {channels!r}; expected 1 for grey or 3 for RGB")
+    shape = None if size is None else sides(size)
+    try:
+        with open(path, "rb") as file:
+            if not file.read(1):
+                raise _unusable(path, "empty file", "an image", "copy it again or leave it out")
+            file.seek(0)
+            with _decoding(path):
+                image = _upright(file, path, longest=max(shape or (0,)))
+                image = _in_mode(image, "L" if channels == 1 else "RGB", path)
+                if shape is not None:
+                    image = _fit(image, *shape)
+                return np.array(image).reshape(image.height, image.width, channels)
+    except OSError as error:
+        found = f"cannot be read ({error.strerror or error})"
+        raise _unusable(path, found, "a readable file", "check its name and permissions") from error
+
+
+def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a size that is given as one side or as both."""
+    both = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    if len(both) != 2:
+        raise DataError(f"size is {size!r}; expected a number of pixels or (height, width)")
+    return whole_number("height", both[0], 1), whole_number("width", both[1], 1)
+
+
+@contextmanager
+def _decoding(path: PathLike) -> Iterator[None]:
+    """While Pillow works: what it raises about a file, of whatever type, is a DataError."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about damaged notes beside the pixels; damaged pixels are errors
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except (DataError, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise _unusable(path, "not an image", _expected(), "convert it or leave it out") from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise _too_large(path, str(error)) from error
+    except Exception as error:  # OSError, SyntaxError, ValueError, struct.error, ...: each decoder has its own
+        found = f"damaged image ({error or type(error).__name__})"
+        raise _unusable(path, found, "a whole one", "copy it again or leave it out") from error
+
+
+def _upright(file: IO[bytes], path: PathLike, longest: int) -> Image:
+    """The decoded first frame, turned as a viewer would; a large JPEG comes at 1/2, 1/4 or 1/8 where that will do."""
+    from PIL import Image, ImageOps
+
+    image = Image.open(file, formats=FORMATS)  # which refuses sizes of 0
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(path, f"{image.width} x {image.height} pixels")
+    if longest:
+        image.draft(None, (round(SHARPNESS * longest), round(SHARPNESS * longest)))
+    return ImageOps.exif_transpose(image)  # which loads it first
+
+
+def _in_mode(image: Image, mode: str, path: PathLike) -> Image:
+    """The image in grey ("L") or "RGB", on white where it is transparent."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        image = _from_16_bits(image, path)
+    elif image.mode == "F":
+        image = _from_floats(image, path)
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    elif image.mode not in ("1", "L", "RGB"):
+        image = image.convert("RGB")  # by way of RGB also to grey: not all modes have another
+    return image.convert(mode)
+
+
+def _from_16_bits(image: Image, path: PathLike) -> Image:
+    """0 to 65535 become 0 to 255, to the nearest; Pillow's own conversion makes white of all that is above 255."""
+    from PIL import Image
+
+    levels = np.asarray(image).astype(np.int32)
+    if levels.min() < 0 or levels.max() > 65535:
+        found = f"has grey levels from {levels.min()} to {levels.max()}"
+        raise _unusable(path, found, "8 or 16 bits, 0 to 65535", "convert it")
+    return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+
+
+def _from_floats(image: Image, path: PathLike) -> Image:
+    from PIL import Image
+
+    levels = np.asarray(image)
+    if not (levels.min() >= 0 and levels.max() <= 1):  # which NaN is not either
+        found = f"has floating-point grey levels from {levels.min():g} to {levels.max():g}"
+        raise _unusable(path, found, "numbers from 0 to 1", "convert it")
+    return Image.fromarray(np.rint(255 * levels).astype(np.uint8))
+
+
+def _fit(image: Image, height: int, width: int) -> Image:
+    """The largest centred part whose sides are as height to width, scaled to them."""
+    from PIL import Image
+
+    scale = min(image.height / height, image.width / width)
+    left, top = max(0.0, image.width - scale * width) / 2, max(0.0, image.height - scale * height) / 2
+    box = (left, top, min(left + scale * width, image.width), min(top + scale * height, image.height))
+    return image.resize((width, height), Image.Resampling.BICUBIC, box, SHARPNESS)
+
+
+def _expected() -> str:
+    return f"one of {', '.join(FORMATS)}"
+
+
+def _too_large(path: PathLike, found: str) -> DataError:
+    return _unusable(path, found, f"at most {MAX_PIXELS:,} pixels", "make it smaller or leave it out")
+
+
+def _unusable(path: PathLike, found: str, expected: str, advice: str) -> DataError:
+    return DataError(f"{os.fspath(path)}: {found}; expected {expected}: {advice}")
