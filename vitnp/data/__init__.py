@@ -2,8 +2,9 @@
 
 digits.py    ten digits rendered on the spot: needs no file and no network
 mnist.py     MNIST and Fashion-MNIST, told apart by their content
+cifar.py     CIFAR-10 and CIFAR-100, in both published forms
 download.py  files from the web that end as the right ones or as none
-files.py     where files are looked for, and whose content it is; idx.py and archives.py read them
+files.py     where files are looked for, and whose content it is; idx.py, archives.py and pickles.py read them
 dataset.py   Dataset, which holds any of them, and the folders where data files are looked for
 augment.py   what makes many training images of one
 warp.py      pictures turned, slanted, stretched and bent
@@ -12,6 +13,7 @@ batches.py   normalisation, and the order of an epoch
 
 from vitnp.data.augment import Augmentation
 from vitnp.data.batches import Batches, channel_statistics, normalize, prepared_ahead
+from vitnp.data.cifar import load_cifar10, load_cifar100
 from vitnp.data.dataset import DataError, Dataset, data_roots
 from vitnp.data.digits import load_digits
 from vitnp.data.files import DataNotice
@@ -26,6 +28,8 @@ __all__ = [
     "Dataset",
     "channel_statistics",
     "data_roots",
+    "load_cifar10",
+    "load_cifar100",
     "load_digits",
     "load_fashion_mnist",
     "load_mnist",
