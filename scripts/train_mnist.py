@@ -7,11 +7,13 @@ The four files are looked for under --data, $VITNP_DATA, the platform's cache fo
 from pathlib import Path
 
 from vitnp import train
-from vitnp.data import load_mnist
+from vitnp.data import load_fashion_mnist, load_mnist
 
 
 def load_data(args):
-    return load_mnist("train", args.data), load_mnist("test", args.data)
+    load = load_fashion_mnist if args.fashion else load_mnist
+    where = {"root": args.data, "download": args.download, "mirror": args.mirror}
+    return load("train", **where), load("test", **where)
 
 
 def image_fields(args):
@@ -36,9 +38,17 @@ def make_parser():
         held_out=2000,
         out=Path("runs/mnist"),
     )
-    parser.add_argument("--data", type=Path, help="folder with the files, themselves or in mnist/ or MNIST/raw/")
+    train.add_download_options(parser, "the files, themselves or in mnist/ or MNIST/raw/")
+    parser.add_argument("--fashion", action="store_true", help="Fashion-MNIST instead of MNIST")
+    parser.add_argument("--preset", choices=("tiny", "small"), help="a network of 3,514 or 27,358 parameters")
+    parser.when("preset", "tiny", out=Path("runs/mnist-tiny"), **TINY)
+    parser.when("preset", "small", out=Path("runs/mnist-small"), **SMALL)
+    parser.when("fashion", True, out=Path("runs/fashion"), flip=True)
     return parser
 
+
+TINY = {}
+SMALL = {}
 
 if __name__ == "__main__":
     raise SystemExit(train.main(make_parser(), load_data, image_fields))

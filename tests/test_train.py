@@ -1,12 +1,13 @@
 """What training scripts share: defaults that follow from an option, and options that reach what they name."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
 
 from vitnp import train
-from vitnp.data import Augmentation
+from vitnp.data import Augmentation, DataNotice
 
 
 def parser():
@@ -56,3 +57,27 @@ def test_every_augmentation_has_an_option_that_is_off_unless_said(field):
     assert train._augmentation(off) == Augmentation()
     assert getattr(train._augmentation(on), field) == 1
     assert np.isscalar(getattr(off, field))
+
+
+def test_a_data_notice_is_one_plain_line(capsys):
+    def work():
+        warnings.warn("content differs", DataNotice, stacklevel=1)
+        return 0
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert train.report_errors(work, debug=False) == 0
+    assert capsys.readouterr().err == "notice: content differs\n"
+
+
+def test_other_warnings_go_where_they_always_go(monkeypatch):
+    def work():
+        warnings.warn("something else", UserWarning, stacklevel=1)
+        return 0
+
+    seen = []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *place: seen.append(str(message)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        train.report_errors(work, debug=False)
+    assert seen == ["something else"]

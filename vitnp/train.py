@@ -21,7 +21,9 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -30,14 +32,22 @@ import numpy as np
 
 from vitnp.backend import DeviceError
 from vitnp.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from vitnp.data import Augmentation, Batches, Dataset, channel_statistics, prepared_ahead
+from vitnp.data import Augmentation, Batches, DataNotice, Dataset, channel_statistics, prepared_ahead
 from vitnp.inspection import attention_picture, attention_rollout
 from vitnp.optim import Adam
 from vitnp.parallel import ShardedStep, usable_cores
 from vitnp.schedules import DECAYS, warmup_decay
 from vitnp.vit import VisionTransformer, ViTConfig
 
-PLACES = ("resume", "out", "data", "device", "debug")  # options that say where a run happens, not what it is
+PLACES = (
+    "resume",
+    "out",
+    "data",
+    "mirror",
+    "download",
+    "device",
+    "debug",
+)  # options that say where a run happens, not what it is
 EVALUATION_BATCH = 256
 PICTURED = 16  # test images in the picture of attention
 
@@ -109,6 +119,15 @@ def training_parser(description: str, **defaults: Any) -> TrainingParser:
     return parser
 
 
+def add_download_options(parser: TrainingParser, layout: str) -> None:
+    """Add what a script has whose data set can be downloaded; `layout` says what --data may hold."""
+    places = parser.add_argument_group("data")
+    places.add_argument("--data", type=Path, help=f"folder with {layout}, or to download to")
+    places.add_argument("--mirror", help="web address of a folder with the archives, asked before the known ones")
+    flag = argparse.BooleanOptionalAction
+    places.add_argument("--download", action=flag, default=True, help="fetch what is not found")
+
+
 def main(parser: TrainingParser, load_data: Loader, image_fields: ImageFields) -> int:
     """Parse the command line, train, and return the process's exit status.
 
@@ -122,7 +141,8 @@ def main(parser: TrainingParser, load_data: Loader, image_fields: ImageFields) -
 def report_errors(work: Callable[[], int], debug: bool) -> int:
     """Return what `work` returns; an error that the user can mend is one line and status 1, no traceback."""
     try:
-        return work()
+        with _notices():
+            return work()
     except BrokenPipeError:
         # Whoever read the output has gone (as `| head` does): nothing is left to tell, not even when Python flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -135,6 +155,22 @@ def report_errors(work: Callable[[], int], debug: bool) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+@contextmanager
+def _notices() -> Iterator[None]:
+    """Meanwhile, what a DataNotice says is one line, without the place in the source that warnings have."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, DataNotice):
+            print(f"notice: {message}", file=sys.stderr)
+        else:
+            usual(message, category, *place, **more)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _train(parser: TrainingParser, args: argparse.Namespace, load_data: Loader, image_fields: ImageFields) -> int:
@@ -352,6 +388,7 @@ class Trainer:
         print(f"\nstopped after step {self.optimizer.steps} of {self.total_steps}; saved {path}")
         command = [sys.executable, sys.argv[0], "--resume", str(path)]
         command += ["--data", str(self.args.data)] if getattr(self.args, "data", None) else []
+        command += [] if getattr(self.args, "download", True) else ["--no-download"]
         command += ["--device", self.args.device] if self.args.device != "cpu" else []
         print(f"resume with: {shlex.join(command)}")
         return 128 + number

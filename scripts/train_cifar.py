@@ -1,0 +1,50 @@
+#!/usr/bin/env python3
+"""Train a Vision Transformer on CIFAR-10 or CIFAR-100, photographs of 32 x 32 pixels in 10 or 100 classes.
+
+The files are looked for under --data, $VITNP_DATA, the platform's cache folder and Keras' folder, else downloaded.
+"""
+
+from pathlib import Path
+
+from vitnp import train
+from vitnp.data import load_cifar10, load_cifar100
+
+
+def load_data(args):
+    load = load_cifar10 if args.classes == 10 else load_cifar100
+    where = {"root": args.data, "download": args.download, "mirror": args.mirror}
+    return load("train", **where), load("test", **where)
+
+
+def image_fields(args):
+    return {"image_size": 32, "channels": 3, "num_classes": args.classes}
+
+
+def make_parser():
+    parser = train.training_parser(
+        __doc__.split("\n")[0],
+        patch_size=4,
+        dim=96,
+        depth=6,
+        heads=3,
+        mlp_dim=192,
+        pool="mean",
+        epochs=34,
+        batch_size=128,
+        lr=1e-3,
+        warmup_epochs=2.0,
+        weight_decay=0.05,
+        label_smoothing=0.1,
+        shift=4,
+        flip=True,
+        held_out=1000,
+        out=Path("runs/cifar10"),
+    )
+    parser.add_argument("--classes", type=int, choices=(10, 100), default=10, help="CIFAR-10 or CIFAR-100")
+    train.add_download_options(parser, "the archive, or with cifar-10-batches-bin/ and the like")
+    parser.when("classes", 100, out=Path("runs/cifar100"))
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(train.main(make_parser(), load_data, image_fields))

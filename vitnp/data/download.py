@@ -1,0 +1,268 @@
+"""Downloads that end as the right file or as none.
+
+The digest is published and part of the program, so it does not matter who sends the bytes: mirrors are tried one
+after the other until one of them sends the right ones. They are written to NAME.part, never more than there should be,
+and only a complete file with the right digest is moved to NAME, in one step. What a cut connection or Ctrl-C leaves
+in NAME.part is where the next attempt goes on. Nothing that a server says is used to name or to size anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from vitnp.data.dataset import DataError, PathLike
+
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
+
+CHUNK = 1 << 16  # bytes
+ATTEMPTS = 3  # in a row that bring next to nothing, before the next mirror is asked
+
+
+class _Broken(Exception):
+    """The transfer ended early: worth another attempt at the same server."""
+
+
+class _Refused(Exception):
+    """This server does not have the file."""
+
+
+def download(urls: Sequence[str], target: PathLike, *, size: int, sha256: str, timeout: float = 30.0) -> Path:
+    """Fetch the file of this `size` and `sha256` from the first of `urls` that has it, and return its path.
+
+    A target that is already there is not fetched again, and never overwritten: it must be the right file. Two
+    processes that want the same file take turns, and the second finds it there. `timeout` is how many seconds a
+    server may be silent. Only http and https addresses are followed, and https never to http. DataError if no
+    server has the file (with what each of them said), or if it cannot be written.
+    """
+    target = Path(os.path.expanduser(target))
+    for url in urls:
+        if not url.lower().startswith(("http://", "https://")):
+            raise DataError(f"{url}: not a web address; expected one that begins with https:// or http://")
+    with _writing(target), _lock(target):
+        if not os.path.lexists(target):
+            _fetch(urls, target, size, sha256, timeout)
+        elif not _is_right(target, size, sha256):
+            raise DataError(f"{target}: is there, but is not the file with SHA-256 {sha256}; move it away")
+    return target
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Make the folder; whatever the system refuses there becomes a DataError that says how to choose another."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        advice = "name another folder, in the environment variable VITNP_DATA or where you call"
+        raise DataError(f"{target.parent}: {reason}; expected a folder to write {target.name} to: {advice}") from error
+
+
+def _is_right(path: Path, size: int, sha256: str) -> bool:
+    if path.stat().st_size != size:
+        return False
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+
+
+def _fetch(urls: Sequence[str], target: Path, size: int, sha256: str, timeout: float) -> None:
+    """Ask one server after the other."""
+    part, reasons = target.with_name(target.name + ".part"), []
+    for url in urls:
+        try:
+            _fetch_from(url, part, size, sha256, timeout)
+        except _Refused as reason:
+            reasons.append(f"{url}: {' '.join(str(reason).split())}")
+        else:
+            os.replace(part, target)
+            _sync_folder(target.parent)
+            return
+    if part.exists() and not part.stat().st_size:
+        os.remove(part)
+    raise DataError(
+        f"{target}: could not be downloaded ({'; '.join(reasons)}); expected {size} bytes with SHA-256 {sha256}: "
+        "check the network, or get the file elsewhere and put it there; train_digits.py needs no network"
+    )
+
+
+def _fetch_from(url: str, part: Path, size: int, sha256: str, timeout: float) -> None:
+    """Bring `part` to its full length from there, in as many attempts as bring it forward."""
+    attempts = 0
+    while True:
+        try:
+            with open(part, "ab") as file:
+                kept = file.tell()
+                digest = _receive(url, file, size, timeout)
+            if digest == sha256:
+                return
+            os.remove(part)
+            reason = f"sent other bytes, with SHA-256 {digest}"
+            if not kept:
+                raise _Refused(reason)
+        except _Broken as broken:
+            reason = str(broken)
+        gained = (part.stat().st_size if part.exists() else 0) - kept
+        attempts = 0 if gained > size // 100 else attempts + 1
+        if attempts == ATTEMPTS:
+            raise _Refused(reason)
+
+
+def _receive(url: str, file: IO[bytes], size: int, timeout: float) -> str:
+    """Append to `file`, or begin it anew where the server does; return the SHA-256 of its `size` bytes."""
+    start = file.tell()
+    if start < size:
+        with _open(url, start, timeout) as response:
+            start = _check_answer(response, start, size)
+            file.truncate(start)
+            _save(response, url, file, start, size)
+        file.flush()
+        os.fsync(file.fileno())
+    with open(file.name, "rb") as whole:
+        return hashlib.file_digest(whole, "sha256").hexdigest()
+
+
+def _open(url: str, start: int, timeout: float) -> HTTPResponse:
+    """The server's answer to a request for the bytes from `start` on."""
+    from http.client import HTTPException
+    from urllib.error import HTTPError, URLError
+    from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+    class Redirects(HTTPRedirectHandler):
+        """Redirects as far as they are allowed."""
+
+        def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+            _check_redirect(req.full_url, newurl)
+            return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    headers = {"User-Agent": "vitnp", "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    try:
+        answer: HTTPResponse = build_opener(Redirects).open(Request(url, headers=headers), timeout=timeout)
+        return answer
+    except HTTPError as error:
+        error.close()
+        raise _Refused(f"answers {error.code} {error.reason}") from error
+    except URLError as error:
+        raise _Refused(str(error.reason)) from error
+    except (OSError, HTTPException, ValueError) as error:
+        raise _Broken(str(error) or type(error).__name__) from error
+
+
+def _check_redirect(url: str, goal: str) -> None:
+    """A redirect may not leave the web, nor give up encryption."""
+    allowed = ("https://",) if url.lower().startswith("https://") else ("https://", "http://")
+    if not goal.lower().startswith(allowed):
+        raise _Refused(f"redirects to {goal}, which is not {' or '.join(allowed)}")
+
+
+def _check_answer(response: HTTPResponse, start: int, size: int) -> int:
+    """Where in the file its body begins: at `start`, or at 0 if the server ignores that we have a part."""
+    if response.status != 206:
+        start = 0
+    elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+        raise _Refused(f"was asked for the bytes from {start} on, and sends others")
+    if response.headers.get_content_type() == "text/html":
+        raise _Refused("sends a web page")
+    length = response.headers.get("Content-Length")
+    if length is not None and length != str(size - start):
+        raise _Refused(f"offers {length} bytes instead of {size - start}")
+    return start
+
+
+def _save(response: HTTPResponse, url: str, file: IO[bytes], start: int, size: int) -> None:
+    """Write the body to the file, of `size` bytes in the end and not one more, and show how far it is."""
+    from tqdm import tqdm
+
+    if not sys.stderr.isatty():
+        print(f"downloading {url} ({(size - start) / 1e6:.1f} MB)", file=sys.stderr)
+    name = url.rpartition("/")[2]
+    with tqdm(desc=name, total=size, initial=start, unit="B", unit_scale=True, disable=None) as progress:
+        got = start
+        while got < size:
+            data = _next_bytes(response, min(CHUNK, size - got))
+            if not data:
+                raise _Broken(f"ended after {got} of {size} bytes")
+            file.write(data)
+            got += len(data)
+            progress.update(len(data))
+
+
+def _next_bytes(response: HTTPResponse, most: int) -> bytes:
+    from http.client import HTTPException
+
+    try:
+        return response.read1(most)
+    except (OSError, HTTPException) as error:
+        raise _Broken(str(error) or type(error).__name__) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power failure; Windows has no such call."""
+    if sys.platform != "win32":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _lock(target: Path) -> Iterator[None]:
+    """Let one process at a time work on `target`. The system frees the lock of a process that dies.
+
+    The lock is on a file beside the target, which is removed at the end. So whoever gets the lock must look
+    whether the file is still the one of that name, or one that its last holder removed a moment ago.
+    """
+    path, waiting = target.with_name(target.name + ".lock"), False
+    while True:
+        file = open(path, "ab")  # noqa: SIM115
+        if _try_lock(file) and _is_same(file, path):
+            break
+        file.close()
+        if not waiting:
+            waiting = True
+            print(f"waiting for another process that downloads {target}", file=sys.stderr)
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        if sys.platform == "win32":  # where an open file cannot be removed, nor one that another process has open
+            file.close()
+            with suppress(OSError):
+                os.remove(path)
+        else:
+            with suppress(FileNotFoundError):
+                os.remove(path)
+            file.close()
+
+
+def _is_same(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _try_lock(file: IO[bytes]) -> bool:
+    """Lock the file, unless another process has."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # the first from Unix, the second from Windows
+        return False
+    return True
