@@ -29,10 +29,10 @@ def make_parser():
         heads=3,
         mlp_dim=192,
         pool="mean",
-        epochs=34,
+        epochs=12,
         batch_size=128,
-        lr=1e-3,
-        warmup_epochs=2.0,
+        lr=2e-3,
+        warmup_epochs=1.0,
         weight_decay=0.05,
         label_smoothing=0.1,
         shift=4,
@@ -42,6 +42,8 @@ def make_parser():
     )
     parser.add_argument("--classes", type=int, choices=(10, 100), default=10, help="CIFAR-10 or CIFAR-100")
     train.add_download_options(parser, "the archive, or with cifar-10-batches-bin/ and the like")
+    parser.add_argument("--preset", choices=("hour",), help="train for about an hour on two cores")
+    parser.when("preset", "hour", epochs=32, warmup_epochs=2.0, out=Path("runs/cifar10-hour"))
     parser.when("classes", 100, out=Path("runs/cifar100"))
     return parser
 
