@@ -43,11 +43,43 @@ def test_of_two_variants_the_later_one_goes_first():
     assert (args.dim, args.lr, args.flip) == (8, 5e-3, True)
 
 
+def test_only_what_the_command_line_says_counts_as_given():
+    made = parser()
+    made.parse_args(["--preset", "small", "--dim", "64", "--no-flip"])
+    assert made.given == {"preset": "small", "dim": 64, "flip": False}
+
+
 def test_a_preset_that_does_not_exist_ends_with_the_choices(capsys):
     with pytest.raises(SystemExit) as stop:
         parser().parse_args(["--preset", "huge"])
     assert stop.value.code == 2
     assert "invalid choice: 'huge' (choose from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", train.RESULTS)
+def test_a_folder_with_a_file_that_a_run_would_write_over_is_left_alone(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("precious")
+    assert train._claim_folder(tmp_path / "run") == tmp_path / "run-2"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [name]
+    assert (tmp_path / "run" / name).read_text() == "precious"
+
+
+def test_a_folder_with_other_files_may_be_used(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert train._claim_folder(tmp_path) == tmp_path
+
+
+def test_two_runs_at_once_get_two_folders(tmp_path):
+    assert len({train._claim_folder(tmp_path / "run") for _ in range(5)}) == 5
+
+
+def test_an_error_without_a_text_is_named(capsys):
+    def work():
+        raise MemoryError
+
+    assert train.report_errors(work, debug=False) == 1
+    assert capsys.readouterr().err == "error: MemoryError\n"
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Augmentation)])

@@ -23,7 +23,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -50,13 +50,20 @@ PLACES = (
 )  # options that say where a run happens, not what it is
 EVALUATION_BATCH = 256
 PICTURED = 16  # test images in the picture of attention
+CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
+RESULTS = (CHECKPOINT, METRICS, "attention.png", "curves.png")
 
 Loader = Callable[[argparse.Namespace], tuple[Dataset, Dataset]]
 ImageFields = Callable[[argparse.Namespace], dict[str, Any]]
 
 
+_UNSET = object()
+
+
 class TrainingParser(argparse.ArgumentParser):
     """A parser some of whose defaults depend on an option: a preset, or another data set."""
+
+    given: dict[str, Any]  # what the last command line said itself
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
@@ -68,9 +75,12 @@ class TrainingParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
         """Parse as usual, but what the user leaves out has the defaults of the variant that he chose."""
-        chosen = super().parse_args(args)
+        # argparse leaves alone what a namespace has already, unless the command line says it.
+        blank = argparse.Namespace(**{action.dest: _UNSET for action in self._actions})
+        found = vars(super().parse_args(args, blank))
+        self.given = {name: value for name, value in found.items() if value is not _UNSET}
         for option, value, defaults in self._variants:
-            if getattr(chosen, option) == value:
+            if self.given.get(option, self.get_default(option)) == value:
                 self.set_defaults(**defaults)
         return cast(argparse.Namespace, super().parse_args(args, namespace))
 
@@ -105,7 +115,9 @@ def training_parser(description: str, **defaults: Any) -> TrainingParser:
     augmentation.add_argument("--distort", type=float, default=0.0, help="strength of turning, slanting, bending")
     augmentation.add_argument("--crop", type=float, default=1.0, help="least share of an image that a random part has")
     augmentation.add_argument("--shift", type=int, default=0, help="pixels by which images move at random")
-    augmentation.add_argument("--flip", action=flag, default=False, help="mirror every second image, left to right")
+    augmentation.add_argument(
+        "--flip", action=flag, default=False, help="mirror images left to right, each with probability 1/2"
+    )
     augmentation.add_argument("--rand-augment", type=float, default=0.0, help="magnitude, 0 to 10, of two operations")
     augmentation.add_argument("--erase", type=float, default=0.0, help="probability that a rectangle becomes noise")
     augmentation.add_argument("--mixup", type=float, default=0.0, help="alpha of blending two images and labels")
@@ -150,7 +162,7 @@ def report_errors(work: Callable[[], int], debug: bool) -> int:
     except (ValueError, TypeError, OSError, DeviceError, FloatingPointError, MemoryError) as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error if str(error) else type(error).__name__}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -204,10 +216,13 @@ def _check_options(args: argparse.Namespace) -> None:
     for name, least in at_least.items():
         value = getattr(args, name, least)
         if not least <= value < math.inf:
-            raise ValueError(f"{_option(name)} is {value}; it must be at least {least}")
-    for name in ("clip_norm", "lr"):
-        if not getattr(args, name) > 0:
-            raise ValueError(f"{_option(name)} is {getattr(args, name)}; it must be above 0")
+            raise ValueError(f"{_option(name)} is {value}; it must be {least} or more, and finite")
+    if not args.clip_norm > 0:
+        raise ValueError(f"--clip-norm is {args.clip_norm}; it must be above 0")
+    if not 0 < args.lr < math.inf:
+        raise ValueError(f"--lr is {args.lr}; it must be above 0, and finite")
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out is {args.out}, which is a file; it must be a folder, or one that can be made")
     if not args.label_smoothing < 1:
         raise ValueError(f"--label-smoothing is {args.label_smoothing}; it must be below 1")
     _augmentation(args)
@@ -223,31 +238,37 @@ def _option(name: str) -> str:
 
 def _take_settings(parser: TrainingParser, args: argparse.Namespace, checkpoint: Checkpoint) -> None:
     """Give `args` the settings of the run that resumes; refuse a command line that says otherwise."""
-    script, settings = checkpoint.progress.get("script"), checkpoint.progress.get("settings")
-    if checkpoint.optimizer is None or not isinstance(settings, dict):
+    progress = checkpoint.progress
+    if checkpoint.optimizer is None or not {"script", "settings", "seen", "images", "seconds"} <= progress.keys():
         raise CheckpointError(f"{args.resume}: holds a model, but no run that could be resumed")
+    script, settings = progress["script"], progress["settings"]
     if script != Path(sys.argv[0]).name:
         raise CheckpointError(f"{args.resume}: a run of {script}, which alone can resume it")
-    if args.out != parser.get_default("out"):
+    if args.resume.name != CHECKPOINT:
+        raise ValueError(
+            f"--resume is {args.resume}, but a run goes on in the folder of its {CHECKPOINT}: to go on from a copy, "
+            "put it into another folder, under that name"
+        )
+    if "out" in parser.given:
         raise ValueError(f"--out is {args.out}, but a run resumes in its own folder: leave it out")
     for name, value in settings.items():
-        given = getattr(args, name, None)
-        if given not in (value, parser.get_default(name)):
-            raise ValueError(f"{_option(name)} is {given}, but the run to resume has {value}: leave it out")
+        if parser.given.get(name, value) != value:
+            raise ValueError(
+                f"{_option(name)} is {parser.given[name]}, but the run to resume has {value}: leave it out"
+            )
         setattr(args, name, value)
 
 
 def _claim_folder(folder: Path) -> Path:
-    """Make and return `folder`, or folder-2, folder-3, …: the first in which no run has begun its metrics.jsonl."""
+    """Make and return `folder`, or folder-2, folder-3, …: the first that has no file which a run would write over."""
     candidate, number = folder, 2
     while True:
         candidate.mkdir(parents=True, exist_ok=True)
-        try:
-            (candidate / "metrics.jsonl").touch(exist_ok=False)
-        except FileExistsError:
-            candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
-        else:
-            return candidate
+        if not any((candidate / name).exists() for name in RESULTS):
+            with suppress(FileExistsError):  # another run was quicker
+                (candidate / METRICS).touch(exist_ok=False)
+                return candidate
+        candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
 
 
 class Trainer:
@@ -384,7 +405,7 @@ class Trainer:
         return self.images / self.seconds
 
     def _say_how_to_resume(self, number: int) -> int:
-        path = self.folder / "checkpoint.safetensors"
+        path = self.folder / CHECKPOINT
         print(f"\nstopped after step {self.optimizer.steps} of {self.total_steps}; saved {path}")
         command = [sys.executable, sys.argv[0], "--resume", str(path)]
         command += ["--data", str(self.args.data)] if getattr(self.args, "data", None) else []
@@ -396,7 +417,7 @@ class Trainer:
     # -- what it writes ---------------------------------------------------------------------------------------------
 
     def _record(self, **values: float) -> None:
-        with open(self.folder / "metrics.jsonl", "a") as file:
+        with open(self.folder / METRICS, "a") as file:
             file.write(json.dumps({"step": self.optimizer.steps, **values}) + "\n")
 
     def save(self) -> None:
@@ -413,13 +434,17 @@ class Trainer:
             "mean": mean,
             "std": std,
         }
-        save_checkpoint(self.folder / "checkpoint.safetensors", self.model, self.optimizer, progress)
+        save_checkpoint(self.folder / CHECKPOINT, self.model, self.optimizer, progress)
 
     def restore(self, folder: Path, progress: dict[str, Any]) -> None:
         """Go on in `folder` where a checkpoint was saved: also drop what metrics.jsonl has beyond it."""
+        if [progress.get("mean"), progress.get("std")] != [list(self.batches.mean), list(self.batches.std)]:
+            raise CheckpointError(
+                f"{folder / CHECKPOINT}: a run on other images than these, by their mean and deviation"
+            )
         self.folder = folder
         self.seen, self.images, self.seconds = progress["seen"], progress["images"], progress["seconds"]
-        metrics = folder / "metrics.jsonl"
+        metrics = folder / METRICS
         if metrics.exists():
             lines = metrics.read_text().splitlines(keepends=True)
             kept = folder / "metrics.jsonl.new"
@@ -454,7 +479,7 @@ def _draw_curves(folder: Path) -> None:
         return
     from matplotlib.figure import Figure
 
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         steps, values = zip(*((row["step"], row[what]) for row in rows if what in row), strict=True)

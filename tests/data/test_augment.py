@@ -76,7 +76,7 @@ def test_a_change_is_a_function_of_the_generator_alone(name):
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_batch_of_one_image_of_one_pixel_row_works(name):
+def test_a_batch_of_one_small_image_works(name):
     images = pictures(n=1, height=4, width=4)
     assert CHANGES[name](images, generator()).shape == images.shape
 
@@ -145,6 +145,17 @@ def test_a_random_crop_is_a_rectangle_enlarged_to_the_whole():
     assert abs(np.log(aspect).mean()) < 0.05
 
 
+def test_a_random_crop_lies_anywhere_in_the_image():
+    """On a ramp the grey in the middle tells where the middle of the part lies; a quarter can move by half a side."""
+    crops = random_resized_crop(ramps(2000), generator(), 0.25).astype(float)
+    x, y = crops[:, 8, 12, 0] / 10, crops[:, 8, 12, 1] / 10
+    for place, side in ((x, 24), (y, 16)):
+        assert place.min() < 0.33 * side
+        assert place.max() > 0.67 * side
+        assert abs(place.mean() - side / 2) < 0.03 * side
+    assert abs(np.corrcoef(x, y)[0, 1]) < 0.1
+
+
 def test_a_crop_of_all_of_the_image_and_its_aspect_changes_nothing(monkeypatch):
     monkeypatch.setattr("vitnp.data.augment.ASPECT", (1.0, 1.0))
     images = pictures()
@@ -168,11 +179,22 @@ def test_a_distortion_turns_by_up_to_15_degrees_times_its_strength():
     assert np.abs(angle).mean() > 5
 
 
-def test_nothing_comes_in_from_outside_a_distorted_image_but_zeros():
-    white = np.full((300, 16, 16, 1), 255, np.uint8)
-    corners = distort(white, generator(), 1.0)[:, [0, 0, -1, -1], [0, -1, 0, -1]]
-    assert (corners == 0).any()
-    assert corners.mean() < 230
+@pytest.mark.parametrize("corner", [(0, 0), (0, -1), (-1, 0), (-1, -1)])
+def test_what_comes_in_from_outside_a_distorted_image_is_zero_on_every_side(corner):
+    white = np.full((600, 16, 16, 1), 255, np.uint8)
+    shown = distort(white, generator(), 2.0)[(slice(None), *corner)]
+    assert (shown == 0).mean() > 0.05
+    assert not ((shown > 0) & (shown < 8)).any() or (shown == 0).sum() > 10 * ((shown > 0) & (shown < 8)).sum()
+
+
+def test_the_bend_grows_with_the_image(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        Warp, "points", lambda self, rng, n, h, w: asked.append(self) or (np.zeros((n, h * w), "f"),) * 2
+    )
+    for side in (28, 56):
+        distort(pictures(height=side, width=side), generator(), 1.0)
+    assert asked[1].bend == 2 * asked[0].bend
 
 
 def test_a_distortion_has_all_parts_and_each_grows_with_its_strength(monkeypatch):
@@ -215,6 +237,13 @@ def test_an_operation_of_strength_zero_changes_nothing(name):
     np.testing.assert_array_equal(through(name, 0.0, image), image)
 
 
+@pytest.mark.parametrize("name", ["solarize", "posterize"])
+def test_an_operation_without_a_direction_is_as_strong_with_either_sign(name):
+    image = pictures(1)[0]
+    assert not np.array_equal(through(name, -0.9, image), image)
+    np.testing.assert_array_equal(through(name, -0.9, image), through(name, 0.9, image))
+
+
 @pytest.mark.parametrize("name", sorted(set(OPERATIONS) - {"identity", "solarize", "posterize", "equalize"}))
 def test_an_operation_with_a_direction_has_two(name):
     image = pictures(1, height=16, width=16)[0] // 2 + 30
@@ -231,16 +260,18 @@ def test_rotation_goes_to_30_degrees():
 
 
 def test_translation_goes_to_45_percent_of_the_side():
-    image = pictures(1, height=20, width=20)[0]
-    np.testing.assert_array_equal(through("translate_x", 1.0, image)[:, :11], image[:, 9:])
+    image = pictures(1, height=20, width=40)[0]
+    np.testing.assert_array_equal(through("translate_x", 1.0, image)[:, :22], image[:, 18:])
     np.testing.assert_array_equal(through("translate_y", -1.0, image)[9:], image[:11])
 
 
 def test_a_shear_keeps_the_middle_where_it_was():
     """On a ramp of columns, a slant of 0.3 moves row y by 0.3 (y − middle) columns."""
-    expected = 100 + 10 * 0.3 * (np.arange(20) - 9.5)
-    np.testing.assert_allclose(through("shear_x", 1.0, ramps(1, 20, 20)[0])[:, 10, 0].astype(float), expected, atol=1)
-    np.testing.assert_allclose(through("shear_y", 1.0, ramps(1, 20, 20)[0])[10, :, 1].astype(float), expected, atol=1)
+    image = ramps(1, 16, 24)[0]
+    slanted = through("shear_x", 1.0, image)[:, 12, 0].astype(float)
+    np.testing.assert_allclose(slanted, 120 + 10 * 0.3 * (np.arange(16) - 7.5), atol=1)
+    slanted = through("shear_y", 1.0, image)[8, :, 1].astype(float)
+    np.testing.assert_allclose(slanted, 80 + 10 * 0.3 * (np.arange(24) - 11.5), atol=1)
 
 
 def test_solarize_inverts_what_is_at_or_above_the_threshold():
@@ -441,6 +472,7 @@ def test_every_field_turns_its_own_change_on(field):
         ("shift", -1, "shift is -1; expected an integer of at least 0"),
         ("shift", 1.5, "shift is 1.5; expected an integer of at least 0"),
         ("rand_augment", 11, "rand_augment is 11; expected a number from 0 to 10"),
+        ("flip", "no", "flip is 'no'; expected True or False"),
         ("erase", 1.1, "erase is 1.1; expected a number from 0 to 1"),
         ("mixup", -1, "mixup is -1; expected a number of at least 0"),
         ("cutmix", float("inf"), "cutmix is inf; expected a number of at least 0"),

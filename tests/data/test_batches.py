@@ -273,6 +273,12 @@ def test_no_more_are_made_ahead_than_asked():
     assert len(made) == 4
 
 
+@pytest.mark.parametrize("ahead", [0, -1, 1.5])
+def test_less_than_one_ahead_is_refused(ahead):
+    with pytest.raises(DataError, match=f"ahead is {ahead}; expected an integer of at least 1"):
+        next(prepared_ahead([1, 2], ahead))
+
+
 def test_they_are_made_on_another_thread():
     threads = prepared_ahead(threading.get_ident() for _ in range(3))
     assert threading.get_ident() not in set(threads)

@@ -107,4 +107,4 @@ def test_points_outside_show_the_nearest_border_pixel():
     pictures = generator().integers(0, 256, (1, 5, 5, 1), dtype=np.uint8)
     far = np.array([[-100, 100]], np.float32)
     grey = interpolate(pictures, np.array([0]), far, far)
-    np.testing.assert_allclose(grey[0, :, 0], [pictures[0, 0, 0, 0], pictures[0, 4, 4, 0]], atol=255 * 0.02)
+    assert grey[0, :, 0].tolist() == [pictures[0, 0, 0, 0], pictures[0, 4, 4, 0]]

@@ -138,11 +138,13 @@ def test_resuming_with_another_setting_is_refused(finished):
         (["--heads", "5"], "dim 64 is not divisible by num_heads 5"),
         (["--patch-size", "5"], "image height 28 is not divisible by patch height 5: use an image of 25 or 30"),
         (["--lr", "-1"], "--lr is -1.0; it must be above 0"),
-        (["--epochs", "0"], "--epochs is 0; it must be at least 1"),
+        (["--lr", "inf"], "--lr is inf; it must be above 0, and finite"),
+        (["--out", __file__], f"--out is {__file__}, which is a file; it must be a folder, or one that can be made"),
+        (["--epochs", "0"], "--epochs is 0; it must be 1 or more, and finite"),
         (["--dropout", "1"], "dropout is 1.0; it must be at least 0 and below 1"),
         (["--resume", "no/such/file"], "no/such/file: there is no such checkpoint"),
-        (["--batch-size", "0"], "--batch-size is 0; it must be at least 1"),
-        (["--warmup-epochs", "nan"], "--warmup-epochs is nan; it must be at least 0"),
+        (["--batch-size", "0"], "--batch-size is 0; it must be 1 or more, and finite"),
+        (["--warmup-epochs", "nan"], "--warmup-epochs is nan; it must be 0 or more, and finite"),
         (["--label-smoothing", "1"], "--label-smoothing is 1.0; it must be below 1"),
         (["--crop", "2"], "crop is 2.0; expected a number from 0.01 to 1"),
         (["--clip-norm", "0"], "--clip-norm is 0.0; it must be above 0"),
@@ -153,6 +155,43 @@ def test_a_mistake_is_one_line_and_status_1(tmp_path, options, message):
     assert failed.stderr.count("\n") == 1
     assert failed.stderr.startswith(f"error: {message}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_default_of_a_setting_is_refused_too_where_the_run_has_another(finished):
+    path = finished[1] / "checkpoint.safetensors"
+    failed = run("train_digits.py", "--resume", path, "--epochs", "5", cwd=finished[1], status=1)
+    assert failed.stderr == "error: --epochs is 5, but the run to resume has 2: leave it out\n"
+
+
+def test_a_copy_of_a_checkpoint_does_not_go_on_in_the_folder_of_the_run(finished):
+    copy = finished[1] / "kept.safetensors"
+    shutil.copy(finished[1] / "checkpoint.safetensors", copy)
+    before = {path: path.read_bytes() for path in finished[1].iterdir()}
+    failed = run("train_digits.py", "--resume", copy, cwd=finished[1], status=1)
+    copy.unlink()
+    assert "put it into another folder, under that name" in failed.stderr
+    assert all(path.read_bytes() == content for path, content in before.items() if path != copy)
+
+
+def test_a_run_is_not_resumed_on_other_images(finished, tmp_path):
+    import vitnp
+
+    loaded = vitnp.load_checkpoint(finished[1] / "checkpoint.safetensors")
+    progress = {**loaded.progress, "mean": [0.5]}
+    vitnp.save_checkpoint(tmp_path / "checkpoint.safetensors", loaded.model, loaded.optimizer, progress)
+    failed = run("train_digits.py", "--resume", "checkpoint.safetensors", cwd=tmp_path, status=1)
+    assert "a run on other images than these" in failed.stderr
+
+
+@pytest.mark.parametrize("missing", ["script", "settings", "seen", "images", "seconds"])
+def test_a_checkpoint_that_lacks_a_part_of_its_run_is_not_resumed(finished, tmp_path, missing):
+    import vitnp
+
+    loaded = vitnp.load_checkpoint(finished[1] / "checkpoint.safetensors")
+    progress = {name: value for name, value in loaded.progress.items() if name != missing}
+    vitnp.save_checkpoint(tmp_path / "checkpoint.safetensors", loaded.model, loaded.optimizer, progress)
+    failed = run("train_digits.py", "--resume", "checkpoint.safetensors", cwd=tmp_path, status=1)
+    assert failed.stderr == "error: checkpoint.safetensors: holds a model, but no run that could be resumed\n"
 
 
 def test_another_scripts_run_is_not_resumed(finished):

@@ -7,7 +7,7 @@ uint8 images (n, H, W, C), and leaves its argument as it was. In the order in wh
     distort               turned, slanted, stretched and bent a little           good for handwriting
     random_resized_crop   a random part, enlarged                   Szegedy et al., arXiv 1409.4842, section 6
     shift                 moved by whole pixels: the crop from a padded image
-    flip                  mirrored, every second                    not for what can be read
+    flip                  mirrored, or not                          not for what can be read
     rand_augment          random operations of fourteen             Cubuk et al., arXiv 1909.13719
     erase                 a random rectangle of noise               Zhong et al., arXiv 1708.04896
     mixup, cutmix         two images and their labels mixed         Zhang et al., arXiv 1710.09412;
@@ -44,7 +44,7 @@ class Augmentation:
         distort: strength of a random rotation, slant, stretch and bend; 1 is up to 15 degrees, 15 %.
         crop: the least share of an image's area that a random part of it may have; 1 takes all of it.
         shift: pixels by which images move at most, each way.
-        flip: whether every second image is mirrored.
+        flip: whether images are mirrored, each with probability 1/2.
         rand_augment: magnitude in [0, 10] of two random operations an image; 0 for none.
         erase: probability that a rectangle of an image is erased.
         mixup, cutmix: alpha of the Beta distribution that mixing ratios come from; 0 for none. With both, each batch
@@ -65,6 +65,8 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         whole_number("shift", self.shift, 0)
+        if not isinstance(self.flip, bool):
+            raise DataError(f"flip is {self.flip!r}; expected True or False")
         ranges = {"distort": (0, 5), "crop": (0.01, 1), "rand_augment": (0, 10), "erase": (0, 1)}
         for name, (least, most) in (ranges | {"mixup": (0, math.inf), "cutmix": (0, math.inf)}).items():
             value = getattr(self, name)
@@ -125,7 +127,7 @@ def random_resized_crop(images: NDArray[np.uint8], rng: np.random.Generator, lea
     """A random part of each image, resized to the whole.
 
     Its area is uniform in [least, 1] of the image's, its aspect (width to height) log-uniform in [3/4, 4/3] times the
-    image's own; a side that would be longer than the image's is as long.
+    image's own. A side that would be longer than the image's is as long, and the area then smaller.
     """
     count, height, width, _ = images.shape
     area = rng.uniform(least, 1, count)
@@ -269,7 +271,8 @@ OPERATIONS: dict[str, Callable[[Image, float], Image]] = {  # of an image and a 
 def erase(images: NDArray[np.uint8], rng: np.random.Generator, probability: float) -> NDArray[np.uint8]:
     """Each image, with this probability, with a random rectangle of it replaced by noise.
 
-    Area uniform in [0.02, 1/3] of the image, aspect log-uniform in [0.3, 3.3], cut to what fits.
+    Area uniform in [0.02, 1/3] of the image, aspect log-uniform in [0.3, 3.3]. A side that would be longer than the
+    image's is as long, where the paper draws again.
     """
     count, height, width, channels = images.shape
     area = rng.uniform(*ERASED, count)
@@ -325,7 +328,8 @@ def mixup(images: NDArray, targets: NDArray, rng: np.random.Generator, alpha: fl
 def cutmix(images: NDArray, targets: NDArray, rng: np.random.Generator, alpha: float) -> tuple[NDArray, NDArray]:
     """Each image (H, W, C) with a rectangle from a random other; soft labels (classes,) mix by the area.
 
-    The rectangle takes 1 − λ of the area, with the image's aspect, λ from Beta(alpha, alpha), of each pair its own.
+    The rectangle takes 1 − λ of the area, with the image's aspect, λ from Beta(alpha, alpha), of each pair its own. It
+    lies within the image, where the paper cuts off what does not.
     """
     side = np.sqrt(1 - rng.beta(alpha, alpha, len(images)))
     inside = _rectangles(rng, images.shape[1:3], side, side)

@@ -78,7 +78,7 @@ class Batches:
 
 def prepared_ahead(items: Iterable[T], ahead: int = 2) -> Iterator[T]:
     """The same items in the same order, up to `ahead` of them made on a thread while an earlier one is in use."""
-    end = object()
+    ahead, end = whole_number("ahead", ahead, 1), object()
     iterator = iter(items)
     with ThreadPoolExecutor(1, thread_name_prefix="vitnp-data") as thread:
         waiting = deque(thread.submit(next, iterator, end) for _ in range(ahead))

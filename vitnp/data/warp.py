@@ -77,10 +77,10 @@ def interpolate(
     of what should be seen there.
     """
     _, height, width, channels = pictures.shape
-    # The largest points stay just inside, so that each has a pixel below and to the right.
-    y = (y + (height - 1) / 2).clip(0, height - 1.01)
-    x = (x + (width - 1) / 2).clip(0, width - 1.01)
-    top, left = np.floor(y), np.floor(x)
+    y = (y + (height - 1) / 2).clip(0, height - 1)
+    x = (x + (width - 1) / 2).clip(0, width - 1)
+    # Each point has a pixel below and one to the right of it, those on the last row and column too.
+    top, left = np.minimum(np.floor(y), height - 2), np.minimum(np.floor(x), width - 2)
     y, x = (y - top)[..., None], (x - left)[..., None]
     corner = (top * width + left).astype(np.intp) + which[:, None] * (height * width)
     flat = pictures.reshape(-1) if channels == 1 else pictures.reshape(-1, channels)
