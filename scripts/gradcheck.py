@@ -1,5 +1,10 @@
 #!/usr/bin/env python3
-"""Check every hand-written gradient: each layer alone, then a whole Vision Transformer.
+"""Check every hand-written gradient: each layer alone, then a whole Vision Transformer; or one of any size.
+
+    python scripts/gradcheck.py                              every layer and two small networks, every coordinate
+    python scripts/gradcheck.py --model Ti/16 --layers       each layer of a ViT-Ti/16, with its own real input
+    python scripts/gradcheck.py --model tiny --images digits
+    python scripts/gradcheck.py --v-curve attention          how the error depends on the step, for five methods
 
 The set-up is made to hide nothing: three unequal samples, sizes that are all different, images and patches that are
 not square, random parameters everywhere (a head of zeros would hide nearly every error below it), dropout on.
@@ -7,13 +12,24 @@ The exit status is the verdict: 0 if every gradient is right.
 """
 
 import argparse
+import json
+from pathlib import Path
 
 import numpy as np
 
 import vitnp
-from vitnp import layers, train
+from vitnp import data, layers, train
+from vitnp.gradient_check import v_curve
+from vitnp.gradient_check.derivatives import METHODS
 
 B, N, D, HEADS, MLP_DIM = 3, 5, 6, 2, 10
+
+LESSON = """\
+From large steps to small: first a difference is wrong by truncation, for it is a secant; its error falls as h
+(forward), h^2 (central), h^4 (5-point, Richardson). Then rounding takes over, as 1e-16/h, and the smaller step is the
+worse one. At the bottom of that V lies the best that a difference can do. The complex step subtracts nothing: its
+error falls as h^2 down to the last digits, and stays there.
+"""
 
 
 def make_targets(rng):
@@ -45,31 +61,111 @@ def make_targets(rng):
         vitnp.VisionTransformer(vitnp.ViTConfig(**sizes, pool="mean", gelu="erf", representation_size=9), **kw),
     ]
     for layer in [*(target for target, _ in targets), *models]:
-        for parameter in layer.parameters().values():
-            parameter[...] = 0.5 * rng.standard_normal(parameter.shape)
+        randomize(layer, rng)
     return [*((*target, None) for target in targets), *((model, images, [3, 0, 5]) for model in models)]
 
 
+def randomize(layer, rng):
+    """Fill the parameters with numbers that hide nothing."""
+    for parameter in layer.parameters().values():
+        parameter[...] = 0.5 * rng.standard_normal(parameter.shape)
+
+
+def load_images(args):
+    """Return (images, labels, number of classes) for --model."""
+    rng = np.random.default_rng(args.seed)
+    if args.images == "random":
+        side = args.image_size or 224
+        return rng.standard_normal((args.batch, side, side, 3)), rng.integers(0, 1000, args.batch), 1000
+    load = {"digits": lambda: data.load_digits(1000), "mnist": data.load_mnist, "cifar10": data.load_cifar10}
+    found = load[args.images]()
+    chosen = found.subset(rng.choice(len(found), args.batch, replace=False))
+    mean, std = data.channel_statistics(found.images[:1000])
+    return data.normalize(chosen.images, mean, std, "float64"), chosen.labels, len(found.class_names)
+
+
+def make_model(args, images, classes):
+    """Return the --model for such images, all of its parameters random."""
+    fields = {"image_size": images.shape[1:3], "channels": images.shape[3], "num_classes": classes}
+    if args.model == "tiny":
+        fields["patch_size"] = images.shape[1] // 4
+        config = vitnp.ViTConfig(dim=12, depth=2, num_heads=2, mlp_dim=18, **fields)
+    else:
+        config = vitnp.ViTConfig.named(args.model, **fields)
+    model, rng = vitnp.VisionTransformer(config, rng=args.seed, dtype="float64"), np.random.default_rng(args.seed)
+    for parameter in model.parameters().values():
+        parameter += 0.02 * rng.standard_normal(parameter.shape)  # else the head and the class token are zero
+    return model
+
+
+def check_model(args):
+    """One model: every layer by itself, or every tensor through the loss."""
+    images, labels, classes = load_images(args)
+    model = make_model(args, images, classes).to_device(args.device)
+    images = vitnp.to_device(images, args.device)
+    if args.layers:
+        method = "complex" if args.method == "auto" else args.method
+        report = vitnp.check_layers(model, images, labels, method=method, seed=args.seed)
+    else:
+        report = vitnp.gradcheck(model, images, labels, method=args.method, mode=args.mode, seed=args.seed)
+    print(report.to_json() if args.json else report)
+    return 0 if report.ok else 1
+
+
 def check_all(args):
+    """Every layer and two small networks."""
     reports = []
     for target, x, labels in make_targets(np.random.default_rng(args.seed)):
         target = target if args.device == "cpu" else target.to_device(args.device)
         x = vitnp.to_device(x, args.device)
-        report = vitnp.gradcheck(target, x, labels, method=args.method, mode=args.mode, seed=args.seed)
-        print(report, end="\n\n")
-        reports.append(report)
-    passed, worst = sum(report.ok for report in reports), max(report.worst.error for report in reports)
-    tensors = sum(len(report.rows) for report in reports)
-    print(f"{passed} of {len(reports)} targets pass: {tensors} tensors, largest error {worst:.0e}")
-    return 0 if passed == len(reports) else 1
+        reports.append(vitnp.gradcheck(target, x, labels, method=args.method, mode=args.mode, seed=args.seed))
+        if not args.json:
+            print(reports[-1], end="\n\n")
+    if args.json:
+        print(json.dumps([json.loads(report.to_json()) for report in reports]))
+    else:
+        passed, worst = sum(report.ok for report in reports), max(report.worst.error for report in reports)
+        tensors = sum(len(report.rows) for report in reports)
+        print(f"{passed} of {len(reports)} targets pass: {tensors} tensors, largest error {worst:.0e}")
+    return 0 if all(report.ok for report in reports) else 1
+
+
+def draw_curve(args):
+    """The V-curve of one layer, as a table, and as a picture where one is asked for."""
+    targets = {
+        type(target).__name__.lower(): (target, x) for target, x, _ in make_targets(np.random.default_rng(args.seed))
+    }
+    if args.v_curve not in targets:
+        raise ValueError(f"--v-curve is {args.v_curve!r}; choose one of {', '.join(targets)}")
+    curve = v_curve(*targets[args.v_curve], labels=[3, 0, 5] if args.v_curve == "visiontransformer" else None)
+    print(curve, LESSON, sep="\n\n", end="")
+    if args.picture is not None:
+        curve.draw(args.picture)
+    return 0
+
+
+def run(args):
+    if args.v_curve is not None:
+        return draw_curve(args)
+    return check_all(args) if args.model is None else check_model(args)
 
 
 def make_parser():
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--method", choices=("auto", "complex", "central"), default="auto", help="numeric derivative")
+    parser.add_argument("--model", help="check this one instead: tiny, or a published size as Ti/16 or B/32")
+    parser.add_argument(
+        "--images", choices=("random", "digits", "mnist", "cifar10"), default="random", help="its input"
+    )
+    parser.add_argument("--image-size", type=int, help="side of random images, 224 unless said")
+    parser.add_argument("--batch", type=int, default=2, help="how many images")
+    parser.add_argument("--layers", action="store_true", help="each layer of it by itself, where a fault shows once")
+    parser.add_argument("--method", choices=("auto", *METHODS), default="auto", help="numeric derivative")
     parser.add_argument("--mode", choices=("auto", "full", "directions"), default="auto", help="what is perturbed")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--v-curve", metavar="LAYER", help="error against step size instead, for a layer as attention")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="of the V-curve; needs matplotlib")
     parser.add_argument("--seed", type=int, default=0, help="of parameters, inputs and directions")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs CuPy and an NVIDIA GPU")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -78,4 +174,4 @@ def make_parser():
 
 if __name__ == "__main__":
     args = make_parser().parse_args()
-    raise SystemExit(train.report_errors(lambda: check_all(args), debug=args.debug))
+    raise SystemExit(train.report_errors(lambda: run(args), debug=args.debug))

@@ -3,7 +3,7 @@
 from vitnp.backend import DeviceError, array_module, to_cpu, to_device
 from vitnp.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from vitnp.context import Context, ContextError
-from vitnp.gradient_check import GradcheckError, gradcheck
+from vitnp.gradient_check import GradcheckError, assert_gradients, check_layers, gradcheck
 from vitnp.inference import Classifier, Evaluation, evaluate, features, load_classifier, predict
 from vitnp.layer import Layer
 from vitnp.losses import softmax_cross_entropy
@@ -30,6 +30,8 @@ __all__ = [
     "ViTConfig",
     "VisionTransformer",
     "array_module",
+    "assert_gradients",
+    "check_layers",
     "clip_global_norm",
     "evaluate",
     "features",

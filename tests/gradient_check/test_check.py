@@ -8,7 +8,7 @@ from helpers import HARD, hard_model, images_for, labels_for, make_layer, normal
 
 import vitnp
 from vitnp import GradcheckError, Layer, VisionTransformer, ViTConfig, gradcheck
-from vitnp import gradient_check as module
+from vitnp.gradient_check import check as module
 from vitnp.layers import LayerNorm, Linear, Tanh
 
 MODES = ("full", "directions")
@@ -27,9 +27,16 @@ class Faulty(Layer):
         return self.right.forward(x, ctx)
 
     def backward(self, dy, ctx):
-        dx = self.right.backward(dy, ctx).copy()
-        gradient = dx if self.name == "input" else self.gradients(ctx)[f"right.{self.name}"]
+        if self.name == "input":
+            dx = self.right.backward(dy, ctx).copy()
+            self.change(dx)
+            return dx
+        gradient = self.gradients(ctx)[f"right.{self.name}"]
+        before = gradient.copy()
+        gradient.fill(0)  # what this backward adds is changed, and nothing else
+        dx = self.right.backward(dy, ctx)
         self.change(gradient)
+        gradient += before
         return dx
 
 
@@ -56,7 +63,7 @@ def function_grads(a, b):
 
 
 @every_mode
-@pytest.mark.parametrize("method", ["auto", "complex", "central"])
+@pytest.mark.parametrize("method", ["auto", "complex", "richardson", "5point", "central"])
 def test_right_gradients_of_a_layer_pass(mode, method):
     report = gradcheck(*make_layer("block"), mode=mode, method=method)
     assert report.verdict == "PASS"
@@ -85,7 +92,7 @@ def test_every_parameter_and_the_input_have_a_row():
 
 def test_full_mode_takes_every_coordinate():
     report = gradcheck(*make_layer("linear"), mode="full", method="complex")
-    assert [row.checked for row in report.rows] == ["42/42", "7/7", "270/270"]
+    assert [row.checked for row in report.rows] == ["all 42", "all 7", "all 270"]
     assert report.evaluations == 2 + 42 + 7 + 270
 
 
@@ -100,9 +107,10 @@ def test_complex_steps_are_taken_where_they_can_be():
     assert (report.method, report.tolerance, report.notes) == ("complex", 1e-10, [])
 
 
-def test_central_differences_can_be_asked_for():
-    report = gradcheck(*make_layer("block"), mode="directions", method="central")
-    assert (report.method, report.tolerance) == ("central", 1e-6)
+@pytest.mark.parametrize(("method", "tolerance"), [("richardson", 1e-8), ("5point", 1e-8), ("central", 1e-6)])
+def test_differences_can_be_asked_for(method, tolerance):
+    report = gradcheck(*make_layer("block"), mode="directions", method=method)
+    assert (report.method, report.tolerance) == (method, tolerance)
 
 
 @pytest.mark.parametrize(("budget", "mode"), [(0.0, "directions"), (math.inf, "full")])
@@ -203,9 +211,10 @@ def test_a_nan_gradient_fails(mode):
 
 
 @every_mode
-def test_an_error_of_central_size_is_caught_by_central_differences(mode):
+@pytest.mark.parametrize("method", ["richardson", "5point", "central"])
+def test_an_error_of_a_percent_is_caught_by_differences(mode, method):
     right, x = make_layer("linear")
-    report = gradcheck(Faulty(right, "weight", at((4, 5), 1.01)), x, mode=mode, method="central")
+    report = gradcheck(Faulty(right, "weight", at((4, 5), 1.01)), x, mode=mode, method=method)
     assert [row.index for row in report.rows if row.verdict == "FAIL"] == [(4, 5)]
 
 
@@ -305,23 +314,23 @@ class LosesImaginaryParts(Layer):
         return dy * self.derivative(ctx.saved(self).x)
 
 
-def test_np_abs_makes_it_fall_back_to_central_differences_with_the_reason():
+def test_np_abs_makes_it_fall_back_to_differences_with_the_reason():
     report = gradcheck(LosesImaginaryParts(np.abs, np.sign), normal((5, 11), 1))
-    assert (report.method, report.verdict) == ("central", "PASS")
+    assert (report.method, report.verdict) == ("richardson", "PASS")
     assert "forward loses imaginary parts" in report.notes[0]
-    assert "note: central differences, for forward loses imaginary parts" in str(report)
+    assert "note: richardson, for forward loses imaginary parts" in str(report)
 
 
 def test_a_cast_to_float_makes_it_fall_back_with_the_reason():
     layer = LosesImaginaryParts(lambda x: x.astype("float64") ** 2, lambda x: 2 * x)
     report = gradcheck(layer, normal((5, 11), 1))
-    assert (report.method, report.verdict) == ("central", "PASS")
-    assert "ComplexWarning" in report.notes[0]
+    assert (report.method, report.verdict) == ("richardson", "PASS")
+    assert "forward casts complex numbers to real ones" in report.notes[0]
 
 
 def test_a_function_that_takes_no_complex_numbers_makes_it_fall_back_with_the_reason():
     report = gradcheck(lambda x: math.sin(x.item()), {"x": np.array(0.5)}, grads={"x": np.array(math.cos(0.5))})
-    assert (report.method, report.verdict) == ("central", "PASS")
+    assert (report.method, report.verdict) == ("richardson", "PASS")
     assert "a complex step is not possible: TypeError" in report.notes[0]
 
 
@@ -337,7 +346,7 @@ class NormByVar(LayerNorm):
 def test_np_var_on_the_input_alone_makes_it_fall_back_too():
     layer = randomize(NormByVar(6, dtype="float64"))
     report = gradcheck(layer, normal((5, 6), 1), mode="full")
-    assert (report.method, report.verdict) == ("central", "PASS")
+    assert (report.method, report.verdict) == ("richardson", "PASS")
 
 
 def test_a_nan_forward_is_not_called_nondeterministic():
@@ -361,7 +370,7 @@ def test_a_numeric_gradient_of_nan_is_not_zero(mode):
 
 def test_a_float32_layer_is_refused_with_the_reason_and_the_way_out():
     layer, x = make_layer("linear", "float32")
-    with pytest.raises(TypeError, match=r'weight is float32; a gradient check needs float64.*astype\("float64"\)'):
+    with pytest.raises(TypeError, match=r"weight is float32; a gradient check needs float64.*upcast=True"):
         gradcheck(layer, x)
 
 
@@ -378,65 +387,33 @@ def test_a_float32_array_of_a_function_is_refused_by_name():
         gradcheck(function, arrays, grads=function_grads(**arrays))
 
 
-def test_a_missing_gradient_of_a_function_is_refused_by_name():
-    arrays = function_arrays()
-    with pytest.raises(ValueError, match="there is no gradient for b; there are a"):
-        gradcheck(function, arrays, grads={"a": np.ones((3, 4))})
-
-
-def test_a_gradient_of_another_shape_is_refused_with_both_shapes():
-    arrays = function_arrays()
-    with pytest.raises(ValueError, match=r"the gradient of b has shape \(4, 3\), b \(3, 4\)"):
-        gradcheck(function, arrays, grads={**function_grads(**arrays), "b": np.ones((4, 3))})
-
-
-def test_an_input_gradient_of_another_shape_is_refused():
-    class Flat(Tanh):
-        def backward(self, dy, ctx):
-            return super().backward(dy, ctx).ravel()
-
-    with pytest.raises(ValueError, match=r"the gradient of input has shape \(55,\), input \(5, 11\)"):
-        gradcheck(Flat(), normal((5, 11), 1))
-
-
 def test_a_function_without_gradients_is_refused_with_the_way_to_call():
-    with pytest.raises(TypeError, match="gradients as dicts"):
+    with pytest.raises(TypeError, match=r"gradcheck\(f, arrays, grads=...\)"):
         gradcheck(function, function_arrays())
 
 
-def test_a_function_with_a_bare_array_is_refused_with_the_way_to_call():
-    with pytest.raises(TypeError, match="gradients as dicts"):
-        gradcheck(lambda x: x.sum(), np.ones(3), grads={"x": np.ones(3)})
+def test_a_vector_valued_function_needs_its_gradients_as_a_function():
+    with pytest.raises(TypeError, match=r"returns an array \(3, 4\).*give them as a function, grads\(dy, ...\)"):
+        gradcheck(lambda a: a * 2, {"a": normal((3, 4), 1)}, grads={"a": np.ones((3, 4))})
 
 
-@pytest.mark.parametrize(("name", "value"), [("method", "richardson"), ("mode", "sample")])
+def test_a_gradient_of_something_else_is_refused_by_name():
+    arrays = function_arrays()
+    with pytest.raises(ValueError, match="a gradient for c, which is none of the arrays a, b"):
+        gradcheck(function, arrays, grads={**function_grads(**arrays), "c": np.ones(3)})
+
+
+def test_what_is_no_array_is_refused_by_name():
+    with pytest.raises(TypeError, match="b is a float; expected an array"):
+        gradcheck(function, {"a": np.ones(3), "b": 2.0}, grads=function_grads)
+
+
+def test_no_direction_at_all_is_refused():
+    with pytest.raises(ValueError, match="directions is 0; it must be at least 1"):
+        gradcheck(*make_layer("linear"), directions=0)
+
+
+@pytest.mark.parametrize(("name", "value"), [("method", "forward"), ("mode", "sample")])
 def test_unknown_method_and_mode_are_refused_with_the_choices(name, value):
     with pytest.raises(ValueError, match=f"{name} is '{value}'; choose one of auto, "):
         gradcheck(*make_layer("linear"), **{name: value})
-
-
-# -- the table --------------------------------------------------------------------------------------------------------
-
-
-def test_the_table_is_at_most_110_columns_wide():
-    config = ViTConfig(image_size=32, patch_size=8, channels=3, dim=8, depth=12, num_heads=2, mlp_dim=8)
-    model = randomize(VisionTransformer(config, rng=0, dtype="float64"))
-    report = gradcheck(model, normal((3, 32, 32, 3), 1), [1, 2, 3], mode="directions")
-    wrong = gradcheck(Faulty(*make_layer("block")[:1], "attn.qkv.weight", at((5, 17), 2)), make_layer("block")[1])
-    for lines in (str(report).splitlines(), str(wrong).splitlines()):
-        assert max(map(len, lines)) <= 110
-
-
-def test_the_table_begins_with_the_verdict_and_has_a_line_for_each_tensor():
-    report = gradcheck(*make_layer("linear"), mode="full")
-    head, columns, *rows = str(report).splitlines()
-    assert head.startswith("Linear  complex, full, tolerance 1e-10, 321 forwards, ")
-    assert head.endswith("PASS")
-    assert columns.split() == ["tensor", "checked", "error", "worst", "index", "analytic", "numeric"]
-    assert sorted(row.split()[0] for row in rows) == ["bias", "input", "weight"]
-
-
-def test_the_worst_tensor_comes_first():
-    right, x = make_layer("linear")
-    report = gradcheck(Faulty(right, "bias", at((2,), 2)), x)
-    assert str(report).splitlines()[2].startswith("right.bias")

@@ -1,0 +1,133 @@
+"""check_layers: a fault anywhere in a model shows in one row, that of the layer which has it."""
+
+import numpy as np
+import pytest
+from helpers import hard_model, images_for, labels_for, make_layer, normal
+
+from vitnp import check_layers
+from vitnp.layers import MLP, Attention, Block, LayerNorm, Linear, Softmax
+
+
+def wrong(base, factor=1.01):
+    """A class of layers whose input gradient is off by a factor."""
+
+    class Wrong(base):
+        def backward(self, dy, ctx):
+            return factor * super().backward(dy, ctx)
+
+    return Wrong
+
+
+def check(model, **options):
+    return check_layers(model, images_for(model), labels_for(model), **options)
+
+
+@pytest.mark.parametrize("method", ["complex", "richardson"])
+def test_every_layer_of_a_right_model_passes(method):
+    report = check(hard_model(), method=method)
+    assert report.verdict == "PASS"
+
+
+def test_every_parameter_every_layer_s_input_and_every_composite_has_a_row():
+    model = hard_model()
+    names = {row.name for row in check(model).rows}
+    composites = {layer.path or "the whole" for layer in model.layers() if len(list(layer.layers())) > 1}
+    assert {*model.parameters()} <= names
+    assert composites <= names
+    assert "blocks.1.attn.qkv, input" in names
+
+
+@pytest.mark.parametrize(
+    ("path", "base"),
+    [
+        ("blocks.0.norm1", LayerNorm),
+        ("blocks.1.attn.qkv", Linear),
+        ("blocks.1.attn.softmax", Softmax),
+        ("blocks.0.mlp.fc2", Linear),
+        ("head", Linear),
+        ("norm", LayerNorm),
+    ],
+)
+def test_a_fault_in_a_layer_without_children_shows_in_its_row_alone(path, base):
+    model = hard_model()
+    layer = next(layer for layer in model.layers() if layer.path == path)
+    layer.__class__ = wrong(base)
+    report = check(model)
+    assert [row.name for row in report.rows if row.verdict != "PASS"] == [f"{path}, input"]
+    assert "layers around it are wrong with it" in report.notes[0]
+
+
+@pytest.mark.parametrize(("path", "base"), [("blocks.1.attn", Attention), ("blocks.0.mlp", MLP), ("blocks.1", Block)])
+def test_a_fault_in_how_a_layer_puts_its_children_together_shows_in_its_row_alone(path, base):
+    model = hard_model()
+    layer = next(layer for layer in model.layers() if layer.path == path)
+    layer.__class__ = wrong(base)
+    assert [row.name for row in check(model).rows if row.verdict != "PASS"] == [path]
+
+
+def test_a_wrong_parameter_gradient_shows_in_its_row_alone():
+    class HalfBias(Linear):
+        def backward(self, dy, ctx):
+            before = ctx.grad(self, "bias").copy()
+            ctx.grad(self, "bias").fill(0)
+            dx = super().backward(dy, ctx)
+            ctx.grad(self, "bias")[...] = before + 0.5 * ctx.grad(self, "bias")
+            return dx
+
+    model = hard_model()
+    model.blocks[0].mlp.fc1.__class__ = HalfBias
+    report = check(model)
+    bad = [row for row in report.rows if row.verdict != "PASS"]
+    assert [row.name for row in bad] == ["blocks.0.mlp.fc1.bias"]
+    assert bad[0].hint == "analytic = 0.5 × numeric everywhere: half"
+
+
+def test_two_faults_show_in_two_rows():
+    model = hard_model()
+    model.blocks[0].norm1.__class__ = wrong(LayerNorm)
+    model.blocks[1].mlp.fc2.__class__ = wrong(Linear)
+    bad = {row.name for row in check(model).rows if row.verdict != "PASS"}
+    assert bad == {"blocks.0.norm1, input", "blocks.1.mlp.fc2, input"}
+
+
+def test_a_layer_whose_backward_is_not_called_is_missing():
+    class Skipping(Block):
+        def backward(self, dy, ctx):
+            return dy + self.norm1.backward(self.attn.backward(dy, ctx), ctx)
+
+    model = hard_model()
+    model.blocks[1].__class__ = Skipping
+    report = check(model)
+    missing = {row.name for row in report.rows if row.verdict == "MISSING"}
+    assert {"blocks.1.norm2", "blocks.1.mlp.fc1", "blocks.1.mlp.fc2"} <= missing
+    assert report.worst.hint == "its backward was not called"
+
+
+def test_a_single_layer_may_be_given():
+    layer, x = make_layer("block")
+    report = check_layers(layer, x)
+    assert report.verdict == "PASS"
+    assert len(report.rows) > 10
+
+
+def test_the_model_is_left_as_it_was():
+    model = hard_model()
+    before = model.flat.copy()
+    check(model)
+    assert np.array_equal(model.flat, before)
+    assert not any("forward" in vars(layer) for layer in model.layers())
+
+
+def test_a_float32_model_is_refused():
+    model = hard_model("float32")
+    with pytest.raises(TypeError, match="float64"):
+        check(model)
+
+
+def test_an_unknown_method_is_refused_with_the_choices():
+    with pytest.raises(ValueError, match="method is 'auto'; choose one of complex, "):
+        check_layers(*make_layer("linear"), method="auto")
+
+
+def test_soft_inputs_of_another_size_are_not_needed():
+    assert check_layers(make_layer("linear")[0], normal((2, 6), 1)).ok
