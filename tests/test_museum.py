@@ -39,8 +39,8 @@ def checked(exhibit):
     return vitnp.gradcheck(specimen, images_for(specimen), labels_for(specimen), mode="directions")
 
 
-def flat_gradient(model, batch=BATCH):
-    ctx = vitnp.Context(train=True, rng=0)
+def flat_gradient(model, batch=BATCH, ctx=None):
+    ctx = ctx or vitnp.Context(train=True, rng=0)
     one_pass(model, ctx, images_for(model, batch), labels_for(model, batch))
     return ctx.flat_grad(model.layout, like=model.flat)
 
@@ -161,6 +161,20 @@ def test_a_specimen_runs_on_another_device(exhibit, double):
     assert np.isfinite(dimages).all()
 
 
+@parametrize(lambda exhibit: exhibit.name.startswith("dropout"))
+def test_a_recorded_evaluation_has_no_dropout_to_be_wrong_in(exhibit):
+    model = hard_model()
+    right, wrong = (flat_gradient(m, ctx=vitnp.Context(record=True)) for m in (model, exhibit.install(model)))
+    assert same_bits(right, wrong)
+
+
+def test_drawing_a_mask_anew_leaves_the_step_as_it_was():
+    specimen, ctx = museum.install(hard_model(), "dropout-redrawn"), vitnp.Context(train=True, rng=0)
+    ctx.step = 5
+    one_pass(specimen, ctx, images_for(specimen), labels_for(specimen))
+    assert ctx.step == 5
+
+
 # -- the wrong updates ------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +290,13 @@ def test_the_relative_error_of_a_gradient_that_is_b_times_too_large_is_b_less_on
     specimen = museum.install(model, "loss-sum-for-mean")
     error = museum.relative_error(specimen, model, images_for(model), labels_for(model))
     assert error == pytest.approx(BATCH - 1, rel=1e-12)
+
+
+@pytest.mark.parametrize(("name", "digits"), [("gelu-six-digits", 6), ("linear-in-float32", 6), ("gelu-other-form", 3)])
+def test_what_is_rounded_or_nearly_right_is_off_in_late_digits_alone(name, digits):
+    model = hard_model()
+    error = museum.relative_error(museum.install(model, name), model, images_for(model), labels_for(model))
+    assert error < 10.0**-digits
 
 
 def test_the_relative_error_of_the_right_network_is_zero():

@@ -9,14 +9,14 @@ transformer by hand: all but a few were found in public code. `install` puts one
 Four lessons:
 1. Many wrong gradients still train. A direction that leans downhill is enough for Adam, and a constant factor it
    divides out again; so a falling loss proves little, and a good accuracy not much more.
-2. A gradient check finds every one of them: it asks whether backward is the derivative of forward, and nothing else.
+2. A gradient check finds every one of these: it asks whether backward is the derivative of forward.
 3. It can ask nothing else. A network that computes another function and differentiates it right passes (kind
    "function"); only a comparison with an independent network finds it. And an optimizer that misuses right gradients
    passes too (kind "update"); its own closed form finds it.
 4. A check sees what its set-up lets it see: a head of zeros hides nearly all of these, a batch of one those that mix up
    samples, square sizes those that lack a transpose, a dropout rate of zero those of dropout.
 
-The files go beside those of vitnp/layers: each begins with the right formulas.
+The files go beside those of vitnp/layers: each begins with the right formulas, and each mistake is a few lines long.
 """
 
 from __future__ import annotations

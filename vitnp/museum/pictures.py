@@ -47,7 +47,7 @@ def curves_picture(title: str, right: Curve, wrong: Sequence[Curve], path: Path,
     sheet = Image.new("RGB", (LARGER * size[0], LARGER * size[1]), "white")
     draw = ImageDraw.Draw(sheet)
     _write(draw, (MARGIN, MARGIN), title, INK, 20)
-    _draw_key(draw, {curve.kind for curve in wrong})
+    _draw_key(draw, right, {curve.kind for curve in wrong})
     ranked = sorted(wrong, key=lambda curve: math.inf if math.isnan(curve.tested) else -curve.tested)
     for i, curve in enumerate(ranked):
         corner = MARGIN + LEFT + i % columns * cell[0], MARGIN + HEADER + ABOVE + i // columns * cell[1]
@@ -55,19 +55,21 @@ def curves_picture(title: str, right: Curve, wrong: Sequence[Curve], path: Path,
     sheet.resize(size, Image.Resampling.LANCZOS).save(path)
 
 
-def _draw_key(draw: ImageDraw, kinds: set[str]) -> None:
+def _draw_key(draw: ImageDraw, right: Curve, kinds: set[str]) -> None:
     """The line below the title: what bold and what each colour is."""
-    entries = [("right", RIGHT, 5), *((f"wrong {kind}", colour, 2) for kind, colour in WRONG.items() if kind in kinds)]
+    names = {"gradient": "wrong gradient", "function": "wrong function", "both": "both wrong", "update": "wrong update"}
+    entries = [(f"right, {_percent(right)}", RIGHT, 5)]
+    entries += [(names[kind], colour, 2) for kind, colour in WRONG.items() if kind in kinds]
     for i, (text, colour, width) in enumerate(entries):
-        left, y = MARGIN + i * 130, MARGIN + 40
+        left, y = MARGIN + i * 150, MARGIN + 42
         _line(draw, [(left, y), (left + 22, y)], colour, width)
         _write(draw, (left + 30, y), text, PALE, 13, anchor="lm")
 
 
 def _draw_panel(draw: ImageDraw, corner: tuple[int, int], right: Curve, wrong: Curve, scale: bool) -> None:
-    (left, top), tested = corner, "diverged" if math.isnan(wrong.tested) else f"{100 * wrong.tested:.1f} %"
+    left, top = corner
     _write(draw, (left, top - 22), wrong.name, INK, 13)
-    _write(draw, (left + WIDTH, top - 22), tested, WRONG[wrong.kind], 13, anchor="ra")
+    _write(draw, (left + WIDTH, top - 22), _percent(wrong), WRONG[wrong.kind], 13, anchor="ra")
     for share in (0, 0.5, 1):
         y = top + HEIGHT * (1 - share)
         _line(draw, [(left, y), (left + WIDTH, y)], GRID, 1)
@@ -75,6 +77,10 @@ def _draw_panel(draw: ImageDraw, corner: tuple[int, int], right: Curve, wrong: C
             _write(draw, (left - 6, y), f"{100 * share:.0f}", PALE, 11, anchor="rm")
     for curve, colour, width in ((right, RIGHT, 5), (wrong, WRONG[wrong.kind], 2)):
         _line(draw, _points(curve, len(right.accuracies), corner), colour, width)
+
+
+def _percent(curve: Curve) -> str:
+    return "diverged" if math.isnan(curve.tested) else f"{100 * curve.tested:.1f} %"
 
 
 def _points(curve: Curve, steps: int, corner: tuple[int, int]) -> list[tuple[float, float]]:
