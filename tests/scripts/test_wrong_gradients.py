@@ -1,10 +1,18 @@
 """The script on two exhibits and a few steps, as a user runs it."""
 
+import argparse
+import math
 import re
+import runpy
+from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+import vitnp
+
+SCRIPT = Path(__file__).parent.parent.parent / "scripts" / "wrong_gradients.py"
 SMALL = ["--steps", 3, "--images", 400, "--shards", 1, "--only"]
 NAMES = ["layer-norm-constant-statistics", "attention-unscaled"]
 
@@ -49,6 +57,24 @@ def test_the_first_wrong_tensor_is_named(shown):
 def test_the_picture_is_a_png(shown):
     with Image.open(shown[1] / "runs" / "museum" / "wrong_gradients.png") as image:
         assert image.format == "PNG"
+
+
+def test_help_tells_every_option_with_its_default(run, tmp_path):
+    text = " ".join(run("wrong_gradients.py", "--help", cwd=tmp_path).stdout.split())
+    assert text.count("(default: ") == 7
+    assert "None" not in text
+
+
+def test_the_curve_of_a_network_that_diverges_ends_there():
+    class Diverging(vitnp.Adam):
+        def step(self, ctx):
+            super().step(ctx)
+            self.model.flat[...] = np.nan
+
+    bench = runpy.run_path(str(SCRIPT))["Bench"](argparse.Namespace(images=300, seed=0, shards=1, steps=3))
+    curve = bench.train(bench.model(), Diverging, "diverging", "update")
+    assert len(curve.accuracies) == 1
+    assert math.isnan(curve.tested)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """A museum of wrong gradients: the classic mistakes, made on purpose.
 
 Each exhibit is a layer (or an optimizer) of this package with one mistake in it, such as people make who write a
-transformer by hand: all but a few were found in public code. `install` puts one into a copy of a model:
+transformer by hand: most of them were found in public code. `install` puts one into a copy of a model:
 
     wrong = museum.install(model, "softmax-diagonal")
     print(vitnp.gradcheck(wrong.astype("float64"), images, labels))
