@@ -285,6 +285,19 @@ def test_a_specimen_is_called_by_its_mistake():
 # -- measures ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor"), [("linear-first-sample", "head.weight"), ("positions-of-first-sample", "pos_embed")]
+)
+def test_what_the_first_sample_alone_teaches_is_its_share(name, tensor):
+    model = hard_model()
+    gradients = []
+    for m, batch in ((museum.install(model, name), BATCH), (model, 1)):
+        ctx = vitnp.Context(train=True, rng=0)
+        one_pass(m, ctx, images_for(model, batch), labels_for(model)[:batch])
+        gradients.append(m.gradients(ctx)[tensor])
+    assert abs(BATCH * gradients[0] - gradients[1]).max() < 1e-14
+
+
 def test_the_relative_error_of_a_gradient_that_is_b_times_too_large_is_b_less_one():
     model = hard_model()
     specimen = museum.install(model, "loss-sum-for-mean")
@@ -366,6 +379,30 @@ def test_a_curve_has_the_colour_of_its_kind(tmp_path, kind):
     with Image.open(tmp_path / "p.png") as image:
         colours = {"#{:02x}{:02x}{:02x}".format(*colour) for _, colour in image.getcolors(1 << 20)}
     assert {other for other in pictures.WRONG.values() if other in colours} == {pictures.WRONG[kind]}
+
+
+def places(image, kind):
+    """The rows and the columns below the key in which a pixel has the colour of this kind, or nearly so."""
+    panels = np.asarray(image, float)[pictures.MARGIN + pictures.HEADER :]
+    colour = np.frombuffer(bytes.fromhex(pictures.WRONG[kind][1:]), np.uint8)
+    return np.nonzero((abs(panels - colour) < 30).all(-1))
+
+
+def test_the_best_trained_comes_first_and_what_diverged_last(tmp_path):
+    ranked = [curve("a", "update", tested=math.nan), curve("b", "function", tested=0.2), curve("c", "both", tested=0.8)]
+    curves_picture("t", curve("right"), ranked, tmp_path / "p.png", columns=1)
+    with Image.open(tmp_path / "p.png") as image:
+        tops = [places(image, kind)[0].min() for kind in ("both", "function", "update")]
+    assert tops == sorted(tops)
+
+
+def test_a_curve_ends_where_its_network_diverged(tmp_path):
+    cut = curve("wrong", "update", accuracies=(0.1, 0.2), tested=0.0)
+    curves_picture("t", curve("right", accuracies=(0.1,) * 4), [cut], tmp_path / "p.png")
+    with Image.open(tmp_path / "p.png") as image:
+        rows, columns = places(image, "update")
+    line = columns[rows > pictures.ABOVE]
+    assert line.max() <= pictures.MARGIN + pictures.LEFT + pictures.WIDTH / 2 + 2
 
 
 def test_a_network_that_diverged_at_once_has_a_panel_too(tmp_path):

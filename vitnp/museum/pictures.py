@@ -84,11 +84,10 @@ def _percent(curve: Curve) -> str:
 
 
 def _points(curve: Curve, steps: int, corner: tuple[int, int]) -> list[tuple[float, float]]:
-    """Where a running mean of the curve lies, the whole width being `steps`."""
-    window = min(SMOOTHED, len(curve.accuracies))
-    sums = np.cumsum([0, *curve.accuracies])
-    means = (sums[window:] - sums[:-window]) / window if window else ()
-    return [(corner[0] + WIDTH * (i + window) / steps, corner[1] + HEIGHT * (1 - mean)) for i, mean in enumerate(means)]
+    """Where the mean of the accuracies so far lies, of the last SMOOTHED ones, the whole width being `steps`."""
+    left, top = corner
+    means = [np.mean(curve.accuracies[max(0, i - SMOOTHED) : i]) for i in range(1, len(curve.accuracies) + 1)]
+    return [(left + WIDTH * i / steps, top + HEIGHT * (1 - float(mean))) for i, mean in enumerate(means, 1)]
 
 
 def _line(draw: ImageDraw, points: list[tuple[float, float]], colour: str, width: int) -> None:
