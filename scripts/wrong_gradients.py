@@ -17,6 +17,7 @@ import numpy as np
 import vitnp
 from vitnp import museum, train
 from vitnp.data import Batches, channel_statistics, load_digits
+from vitnp.inspection import check_new_picture
 from vitnp.museum.pictures import Curve, curves_picture
 
 TEST_SEED = 1_000_000
@@ -91,6 +92,8 @@ def run(args):
         raise ValueError(f"--steps is {args.steps}; it must be at least 1")
     chosen = museum.exhibits() if args.only == "all" else [museum.exhibit(name) for name in args.only]
     args.out.mkdir(parents=True, exist_ok=True)
+    picture = args.out / "wrong_gradients.png"
+    check_new_picture(picture)
     bench = Bench(args)
     trained = bench.model()
     right = bench.train(trained, vitnp.Adam, "right", "right")
@@ -112,8 +115,8 @@ def run(args):
     near = sum(curve.tested >= right.tested - 0.05 for curve in curves)
     print(f"\n{near} of {len(curves)} end within 5 points of the right one, or above it")
     title = f"Wrong beside right: accuracy on the training batches of {args.steps} steps; the number is the test's"
-    curves_picture(title, right, curves, args.out / "wrong_gradients.png")
-    print(f"the curves are in {args.out / 'wrong_gradients.png'}")
+    curves_picture(title, right, curves, picture)
+    print(f"the curves are in {picture}")
     return 0
 
 
@@ -137,7 +140,7 @@ def make_parser():
     parser.add_argument("--images", type=int, default=20000, help="training images to render")
     parser.add_argument("--seed", type=int, default=0, help="of parameters, digits, their order and dropout")
     parser.add_argument("--shards", type=int, default=2, help="parts of a batch, one thread each")
-    parser.add_argument("--out", type=Path, default=Path("runs/museum"), help="folder of the picture, written over")
+    parser.add_argument("--out", type=Path, default=Path("runs/museum"), help="folder for the picture")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

@@ -89,3 +89,8 @@ def test_a_mistake_is_one_line_and_status_1(run, tmp_path, options, message):
     assert failed.stderr.startswith(message)
     assert failed.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_is_not_written_over(run, shown):
+    failed = run("wrong_gradients.py", *SMALL, *NAMES, cwd=shown[1], status=1)
+    assert failed.stderr.startswith("error: runs/museum/wrong_gradients.png: exists already")
