@@ -55,7 +55,7 @@ def draw(seen, classifier, args):
         parts = [images[i : i + AT_A_TIME] for i in range(0, len(images), AT_A_TIME)]
         scaled = (normalize(part, classifier.mean, classifier.std) for part in parts)
         maps = np.concatenate([attention_rollout(classifier.model, part)[0] for part in scaled])
-    captions = [one_line(Path(path).name) for path in paths]
+    captions = [Path(path).name for path in paths]
     names, options = classifier.class_names, {"top": args.top, "maps": maps, "columns": 2 if args.attention else 3}
     prediction_picture(images, np.array(probabilities), names, captions, args.picture, **options)
     if len(seen) > len(images):

@@ -173,11 +173,19 @@ def test_integers_that_would_collide_in_a_dictionary_are_refused(number):
     assert "an integer of more than 32 bits at byte 4" in refusal(b"\x80\x02}(" + number + b"Nu.")
 
 
-def test_tuples_cannot_pass_for_the_arguments_of_a_call():
-    # each holds the one before twice, and is given to a function that must not take it
-    code = b"cnumpy.core.multiarray\n_reconstruct\nq\x00K\x01q\x01"
-    code += b"h\x00h\x01h\x01K\x01\x87q\x01R" * 40
-    assert "an array that does not begin as NumPy's do" in refusal(b"\x80\x02](" + code + b"e.")
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (b"h\x00h\x02h\x01h\x01\x87q\x01R", "an array that does not begin as NumPy's do"),
+        (b"h\x03U\x02u1h\x01h\x01\x87q\x01R", "a type of array with other flags than numbers"),
+        (b"h\x04(U\x00h\x05h\x06h\x01tq\x01R", "an array in another order than C or F"),
+    ],
+    ids=["reconstruct", "dtype", "frombuffer"],
+)
+def test_tuples_cannot_pass_for_the_arguments_of_a_call(call, said):
+    code = b"cnumpy.core.multiarray\n_reconstruct\nq\x00K\x01q\x01cnumpy\nndarray\nq\x02cnumpy\ndtype\nq\x03"
+    code += b"cnumpy.core.numeric\n_frombuffer\nq\x04h\x03U\x02u1\x85Rq\x05K\x00\x85q\x06"
+    assert said in refusal(b"\x80\x02](" + code + call * 40 + b"e.")  # each holds the one before, most of them twice
 
 
 def test_one_text_cannot_become_many_arrays():
