@@ -56,11 +56,17 @@ def load_images(classifier, args):
         config = classifier.model.config
         found = data.load_folder(args.folder, config.image_size, config.channels)
     else:
-        script = classifier.progress.get("script")
+        script = str(classifier.progress.get("script"))
         if script not in TEST_SETS:
             known = ", ".join(TEST_SETS)
             raise ValueError(f"the model is of {script}; expected one of {known}: give labelled images with --folder")
-        found = TEST_SETS[script](classifier.progress["settings"], args.data)
+        try:
+            found = TEST_SETS[script](classifier.progress["settings"], args.data)
+        except (KeyError, IndexError) as error:
+            raise vitnp.CheckpointError(
+                f"{args.checkpoint}: says nothing of {error} in the run of {script}; expected a checkpoint that this "
+                "script saved: give labelled images with --folder"
+            ) from error
     known = {name: number for number, name in enumerate(classifier.class_names)}
     if unknown := [name for name in found.class_names if name not in known]:
         raise data.DataError(
@@ -115,10 +121,22 @@ def draw(evaluation, test, args):
     mistakes_picture(test.images[boldest], labels, probabilities, test.class_names, captions, args.picture)
 
 
+def check_writable(path):
+    """Raise now what would else be raised when all the work is done."""
+    try:
+        path.open("xb").close()
+        path.unlink()
+    except OSError as error:
+        raise OSError(
+            f"{path}: cannot be written ({error.strerror}); expected a place that can: choose another"
+        ) from None
+
+
 def evaluate(args):
     started = time.perf_counter()
     if args.picture is not None:
         check_new_picture(args.picture)
+        check_writable(args.picture)
     classifier = vitnp.load_classifier(args.checkpoint, args.device)
     test = load_images(classifier, args)
     scale = {"mean": classifier.mean, "std": classifier.std}
@@ -154,4 +172,5 @@ def make_parser():
 
 if __name__ == "__main__":
     args = make_parser().parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
     raise SystemExit(train.report_errors(lambda: evaluate(args), debug=args.debug))

@@ -17,6 +17,7 @@ import numpy as np
 import vitnp
 from vitnp import train
 from vitnp.data import DataError, normalize, read_image
+from vitnp.data.files import one_line
 from vitnp.inspection import attention_rollout, check_new_picture, prediction_picture
 
 AT_A_TIME = 64  # images
@@ -44,7 +45,7 @@ def print_line(path, row, class_names, args, widths):
         print(json.dumps({"image": path, "classes": classes}), flush=True)
         return
     answers = (f"{class_names[k]:{widths[1]}} {100 * row[k]:5.1f} %" for k in best)
-    print(f"{path:{widths[0]}}  {'   '.join(answers)}", flush=True)
+    print(f"{one_line(path):{widths[0]}}  {'   '.join(answers)}", flush=True)
 
 
 def draw(seen, classifier, args):
@@ -61,16 +62,28 @@ def draw(seen, classifier, args):
         print(f"{args.picture} shows the first {len(images)} of {len(seen)} images", file=sys.stderr)
 
 
+def check_writable(path):
+    """Raise now what would else be raised when all the work is done."""
+    try:
+        path.open("xb").close()
+        path.unlink()
+    except OSError as error:
+        raise OSError(
+            f"{path}: cannot be written ({error.strerror}); expected a place that can: choose another"
+        ) from None
+
+
 def predict(args):
     if args.top < 1:
         raise ValueError(f"--top is {args.top}; it must be at least 1")
     if args.picture is not None:
         check_new_picture(args.picture)
+        check_writable(args.picture)
     elif args.attention:
         raise ValueError("--attention is drawn in the picture: name one with --picture")
     classifier = vitnp.load_classifier(args.checkpoint, args.device)
     scale = {"mean": classifier.mean, "std": classifier.std}
-    widths = max(map(len, args.images)), max(map(len, classifier.class_names))
+    widths = max(len(one_line(path)) for path in args.images), max(map(len, classifier.class_names))
     seen = []
     for start in range(0, len(args.images), AT_A_TIME):
         paths, images = read_images(args.images[start : start + AT_A_TIME], classifier.model.config, args.invert)
@@ -101,4 +114,5 @@ def make_parser():
 
 if __name__ == "__main__":
     args = make_parser().parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
     raise SystemExit(train.report_errors(lambda: predict(args), debug=args.debug))

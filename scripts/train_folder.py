@@ -12,15 +12,26 @@ from pathlib import Path
 
 from vitnp import train
 from vitnp.data import DataError, find_splits
+from vitnp.data.dataset import whole_number
 
 
 def find_data(args):
     return find_splits(args.data, args.test_data, args.test_share, args.seed)
 
 
+class TenthAtMost(int):
+    """How many training images are for validation where --held-out is not given: known when they are counted."""
+
+    def __str__(self):
+        return f"a tenth, {int(self)} at most"
+
+
 def image_fields(args):
-    classes = len(find_data(args)[0].class_names)
-    return {"image_size": args.image_size, "channels": args.channels, "num_classes": classes}
+    training = find_data(args)[0]
+    if isinstance(args.held_out, TenthAtMost):
+        args.held_out = max(1, min(int(args.held_out), len(training) // 10))
+    whole_number("--held-out", args.held_out, 1, len(training) - 1)  # or it would be found when all are read
+    return {"image_size": args.image_size, "channels": args.channels, "num_classes": len(training.class_names)}
 
 
 def load_data(args):
@@ -50,7 +61,7 @@ def make_parser():
         weight_decay=0.05,
         label_smoothing=0.1,
         shift=4,
-        held_out=50,
+        held_out=TenthAtMost(1000),
         out=Path("runs/folder"),
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with a sub-folder per class")

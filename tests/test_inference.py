@@ -176,6 +176,13 @@ def test_mistakes_are_the_wrong_ones_and_the_most_confident_come_first():
     assert (np.diff(softmax(logits).max(-1)[wrong]) <= 0).all()
 
 
+def test_mistakes_of_equal_confidence_come_in_the_order_of_the_images():
+    predicted, labels, confusion = np.zeros(200, int), np.ones(200, int), np.array([[0, 0], [200, 0]])
+    probabilities = np.tile([[0.75, 0.25], [0.5, 0.5]], (100, 1))
+    found = vitnp.Evaluation(1.0, 0.0, np.zeros(2), confusion, probabilities, predicted, labels)
+    assert found.mistakes().tolist() == [*range(0, 200, 2), *range(1, 200, 2)]
+
+
 def test_evaluation_is_that_of_the_training_step():
     model = hard_model("float32")
     images, labels = images_for(model, N), labels_for(model, N)
@@ -295,6 +302,10 @@ def test_a_classifier_knows_classes_and_scale_of_its_training(tmp_path):
         ({"classes": ("cat",)}, r"classes is \['cat'\]; expected a list of 2"),
         ({"mean": (0.1, 0.2)}, r"mean is \[0.1, 0.2\]; expected a list of 1"),
         ({"std": 3}, "std is 3; expected a list of 1"),
+        ({"classes": (1, 2)}, r"classes are \[1, 2\]; expected their names"),
+        ({"mean": ("x",)}, r"mean is \['x'\], std \[0.25\]; expected numbers"),
+        ({"std": (0,)}, r"mean is \[0.5\], std \[0\]; expected numbers, those of std above 0"),
+        ({"std": (float("inf"),)}, r"std \[inf\]; expected numbers"),
     ],
 )
 def test_a_model_without_its_classes_or_scale_is_no_classifier(tmp_path, progress, message):

@@ -10,6 +10,7 @@ All of it comes back as NumPy arrays, wherever the model is.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -95,6 +96,10 @@ def load_classifier(path: str | os.PathLike[str], device: str = "cpu") -> Classi
                 "give vitnp.predict the model with what you know of its training"
             )
     class_names, mean, std = (tuple(progress[name]) for name in expected)
+    if not all(isinstance(name, str) for name in class_names):
+        raise CheckpointError(f"{path}: classes are {list(class_names)}; expected their names: save them as text")
+    if not all(isinstance(number, int | float) and abs(number) < math.inf for number in mean + std) or min(std) <= 0:
+        raise CheckpointError(f"{path}: mean is {list(mean)}, std {list(std)}; expected numbers, those of std above 0")
     return Classifier(checkpoint.model, class_names, mean, std, progress)
 
 

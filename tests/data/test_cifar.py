@@ -144,6 +144,23 @@ def test_members_may_come_in_any_order(tmp_path, classes):
     assert_is_train(LOAD[classes]("train", tmp_path), classes)
 
 
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_file_of_the_real_size_that_python_3_pickled_anew_is_read(monkeypatch, tmp_path, protocol):
+    monkeypatch.undo()
+    monkeypatch.delenv("VITNP_DATA", raising=False)
+    planes = np.broadcast_to(np.arange(3072, dtype=np.uint8), (10_000, 3072)).copy()
+    batch = {
+        b"data": planes,
+        b"labels": [7] * 10_000,
+        b"filenames": [b"leptodactylus_pentadactylus_s_000004.png"] * 10_000,
+    }
+    others = dict.fromkeys(ALL[10, "python"], b"")
+    put(tmp_path, others | {"test_batch": pickle.dumps(batch, protocol)})
+    with pytest.warns(DataNotice):
+        found = load_cifar10("test", tmp_path, download=False)
+    assert (found.images[9_999].transpose(2, 0, 1).ravel() == planes[0]).all()
+
+
 def test_the_folder_itself_may_be_given(tmp_path):
     put(tmp_path, ALL[10, "python"])
     assert_is_train(load_cifar10("train", tmp_path), 10)
@@ -205,14 +222,42 @@ OTHER_NAMES = [f"class {n}" for n in range(100)]
 
 def test_names_are_those_beside_the_pickles(tmp_path):
     put(tmp_path, ALL[100, "python"] | {"meta": pickle.dumps({b"fine_label_names": OTHER_NAMES}, 2)})
-    assert load_cifar100("test", tmp_path).class_names == tuple(OTHER_NAMES)
+    with pytest.warns(DataNotice):
+        assert load_cifar100("test", tmp_path).class_names == tuple(OTHER_NAMES)
 
 
 def test_names_are_those_in_the_archive(tmp_path):
     names = "\n".join(OTHER_NAMES).replace(" ", "_").encode()
     contents = ALL[100, "binary"] | {"fine_label_names.txt": names + b"\n"}
     put(tmp_path, {ARCHIVES[100, "binary"]: tar("cifar-100-binary", contents)})
-    assert load_cifar100("test", tmp_path).class_names[99] == "class_99"
+    with pytest.warns(DataNotice):
+        assert load_cifar100("test", tmp_path).class_names[99] == "class_99"
+
+
+def test_published_names_beside_the_images_need_no_notice(tmp_path):
+    put(tmp_path, ALL[10, "binary"] | {"batches.meta.txt": "\n".join(module.CIFAR10.class_names).encode() + b"\n\n"})
+    assert load_cifar10("test", tmp_path).class_names == module.CIFAR10.class_names
+
+
+def test_names_in_another_order_lead_to_a_notice_that_shows_the_first(tmp_path):
+    names = "\n".join(reversed(module.CIFAR10.class_names))
+    put(tmp_path, ALL[10, "binary"] | {"batches.meta.txt": names.encode()})
+    with pytest.warns(DataNotice) as notices:
+        load_cifar10("test", tmp_path)
+    [notice] = notices
+    assert str(notice.message) == (
+        f"{tmp_path / 'batches.meta.txt'}: class 0 is called 'truck' and not 'airplane'; "
+        "names differ from the published ones, taken as they are"
+    )
+    assert notice.filename == __file__
+
+
+@pytest.mark.parametrize("name", ["class 1", "", " ", "a\x1b[31mb", "a\nb"], ids=repr)
+def test_names_that_cannot_be_told_apart_or_printed_are_refused(tmp_path, name):
+    meta = pickle.dumps({b"fine_label_names": [name, *OTHER_NAMES[1:]]}, 2)
+    put(tmp_path, ALL[100, "python"] | {"meta": meta})
+    said = refusal(load_cifar100, "test", tmp_path)
+    assert said.startswith(f"{tmp_path / 'meta'}: names of the classes: {name!r}; expected 100 different ones")
 
 
 @pytest.mark.parametrize("names", [OTHER_NAMES[1:], list(range(100)), None], ids=["99", "numbers", "none"])
@@ -292,11 +337,12 @@ class Evil:
         (python(IMAGES, LABELS, 10, data=None), "'data' is a NoneType; expected an array (20, 3072) of bytes"),
         (python(IMAGES[1:], LABELS, 10), "'data' is an array (19, 3072); expected an array (20, 3072)"),
         (python(IMAGES, LABELS[1:], 10), "'labels' is a list of 19; expected a list of 20 integers"),
-        (python(IMAGES, LABELS, 10, labels=[True] * 20), "'labels' is a list of 20; expected a list of 20 integers"),
+        (python(IMAGES, LABELS, 10, labels=[3, True] * 10), "label 1 is a bool; expected an integer, as all labels"),
+        (python(IMAGES, LABELS, 10, labels=[2**70] * 20), "refused pickle (an integer of more than 32 bits at byte"),
         (python(IMAGES, LABELS, 10, labels=[-1] * 20), "label 0 is -1; expected 0 to 9"),
         (ALL[100, "python"]["test"], "'labels' is a NoneType; expected a list of 20"),
     ],
-    ids=["cut", "code", "objects", "no data", "19 images", "19 labels", "bools", "negative", "cifar-100"],
+    ids=["cut", "code", "objects", "no data", "19 images", "19 labels", "bools", "huge", "negative", "cifar-100"],
 )
 def test_a_bad_pickle_is_refused_by_name(tmp_path, monkeypatch, content, said):
     put(tmp_path, ALL[10, "python"] | {"test_batch": content})
@@ -371,8 +417,65 @@ def test_a_member_that_is_there_twice_is_refused(refused):
 def test_a_member_that_is_too_long_is_refused_before_it_is_read(refused):
     member = tarfile.TarInfo("cifar-10-batches-bin/data_batch_1.bin")
     member.size = 2**40
-    said = refused(gzip.compress(member.tobuf() + bytes(512)))
+    said = refused(gzip.compress(member.tobuf(tarfile.GNU_FORMAT) + bytes(512)))
     assert "data_batch_1.bin: 1099511627776 bytes; expected at most 61460" in said
+
+
+@pytest.mark.parametrize("size", [10**15, -1])
+def test_a_member_that_claims_what_is_not_there_does_not_keep_us(refused, size):
+    member = tarfile.TarInfo("other")
+    member.size = size
+    said = refused(gzip.compress(member.tobuf(tarfile.GNU_FORMAT)))
+    assert re.match(r": damaged tar.gz archive \(it ends \d+ bytes early\)|, member other: -1 bytes; expected at", said)
+
+
+def test_a_link_has_no_content_whatever_its_size(tmp_path):
+    member = tarfile.TarInfo("link")
+    member.type, member.size = tarfile.SYMTYPE, 1000
+    content = gzip.compress(member.tobuf() + gzip.decompress(tar("cifar-10-batches-bin", ALL[10, "binary"])))
+    put(tmp_path, {ARCHIVES[10, "binary"]: content})
+    assert_is_train(load_cifar10("train", tmp_path), 10)
+
+
+def test_an_archive_with_an_extension_before_each_member_is_read(tmp_path):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz", compresslevel=1, format=tarfile.PAX_FORMAT) as archive:
+        for name, content in ALL[10, "binary"].items():
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size, member.mtime = len(content), 0.5  # which needs one
+            archive.addfile(member, io.BytesIO(content))
+    put(tmp_path, {ARCHIVES[10, "binary"]: file.getvalue()})
+    assert_is_train(load_cifar10("train", tmp_path), 10)
+
+
+def test_extensions_are_not_kept_in_memory(refused):
+    long = tarfile.TarInfo("pax")
+    long.type, long.size = tarfile.XGLTYPE, 12_000_000
+    keys = b"10 k=vvvv\n" * (long.size // 10)
+    content = gzip.compress(long.tobuf() + keys.ljust(-(-len(keys) // 512) * 512, b"\0"), compresslevel=1)
+    tracemalloc.start()
+    try:
+        assert ": lacks " in refused(content)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_an_archive_of_very_many_members_is_refused(refused):
+    content = gzip.compress(tarfile.TarInfo("x").tobuf() * 2000)
+    assert refused(content).startswith(": more than 1000 members; expected those of the published archive")
+
+
+def test_the_name_of_a_member_is_one_line(refused):
+    member = tarfile.TarInfo("a\n\x1b[31m")
+    member.size = -1
+    assert refused(gzip.compress(member.tobuf(tarfile.GNU_FORMAT))).startswith(", member a\\n\\x1b[31m: -1 bytes")
+
+
+def test_more_memory_than_there_is_is_one_line(refused, monkeypatch):
+    monkeypatch.setattr("vitnp.data.archives._headers", lambda *arguments: [bytes(2**62)])
+    assert refused(GOOD).startswith(": needs more memory than there is; expected a file that fits into it")
 
 
 def test_an_archive_cut_anywhere_is_refused(refused):

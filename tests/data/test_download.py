@@ -1,7 +1,9 @@
 """A download ends as the right file or as none, whatever the server does. All servers here are on this machine."""
 
+import contextlib
 import hashlib
 import http.server
+import io
 import itertools
 import os
 import re
@@ -23,12 +25,13 @@ class Server:
     """Answers each request with the next of `answers`, the last one again and again; notes what was asked."""
 
     def __init__(self):
-        self.answers, self.asked, self.done = [whole], [], threading.Event()
+        self.answers, self.asked, self.encodings, self.done = [whole], [], [], threading.Event()
         numbers, outer = itertools.count(), self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
                 outer.asked.append((self.path, self.headers.get("Range")))
+                outer.encodings.append(self.headers.get_all("Accept-Encoding"))
                 answer = outer.answers[min(next(numbers), len(outer.answers) - 1)]
                 answer(self, outer)
 
@@ -121,6 +124,30 @@ def stalls(handler, server):
     handler.wfile.flush()
     if not server.done.wait(10):
         server.asked.append(("the client", "waited in vain"))
+
+
+def without_end(handler, server, piece, pause):
+    """Send a piece again and again."""
+    while not server.done.wait(pause):
+        handler.wfile.write(piece)
+
+
+def drips(handler, server):
+    send(handler, b"", len(CONTENT))
+    without_end(handler, server, b"x", 0.02)
+
+
+def drips_in_a_chunk(handler, server):
+    send(handler, b"", Transfer_Encoding="chunked")
+    without_end(handler, server, b"1", 0.02)
+
+
+def never_begins(handler, server):
+    without_end(handler, server, b"HTTP/1.1 100 Continue\r\n\r\n", 0.0001)
+
+
+def begins_slowly(handler, server):
+    without_end(handler, server, b"H", 0.02)
 
 
 def gone(handler, server):
@@ -233,6 +260,79 @@ def test_a_stall_times_out_and_is_tried_again(serve, target):
     fetch(target, server, timeout=0.2)
     assert_complete(target)
     assert server.ranges == [None, "bytes=50000-"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (drips, r"sent only \d+ bytes in 0.2 seconds"),
+        (drips_in_a_chunk, r"sent only \d+ bytes in 0.2 seconds"),
+        (never_begins, "did not begin to send the file in 0.2 seconds"),
+        (begins_slowly, "did not begin to send the file in 0.2 seconds"),
+        (lambda handler, server: server.done.wait(10), "was silent for 0.2 seconds"),
+    ],
+    ids=["drips", "drips in a chunk", "never begins", "begins slowly", "silent"],
+)
+def test_a_server_that_keeps_us_waiting_is_given_up_after_three_attempts(serve, target, answer, said):
+    server = serve(answer)
+    assert re.search(f"{server.url()}: {said}", refusal(target, server, timeout=0.2))
+    assert len(server.asked) == 3
+
+
+def test_a_server_that_stalls_often_is_left_for_the_next_which_goes_on(serve, target):
+    first, second = serve(stalls), serve(whole)
+    fetch(target, first, second, timeout=0.2)
+    assert_complete(target)
+    assert (len(first.asked), second.ranges) == (3, ["bytes=150000-"])
+
+
+@pytest.mark.parametrize(
+    ("every_ten_seconds", "said"),
+    [
+        ([11_000] * 100, None),
+        ([9_000] * 3, "sent only 27000 bytes in 30 seconds"),
+        ([10**6] * 3 + [9_000] * 3, "sent only 27000 bytes in 30 seconds"),
+    ],
+    ids=["steady", "slow", "slow in the end"],
+)
+def test_a_server_is_waited_for_as_long_as_it_sends_a_kilobyte_a_second(monkeypatch, every_ten_seconds, said):
+    clock, counts = [0.0], iter(every_ten_seconds)
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+
+    class Slow(io.RawIOBase):
+        def readinto(self, buffer):
+            clock[0] += 10
+            return next(counts)
+
+    paced = module._Paced(Slow(), timeout=30.0)
+    paced.expect_file()
+    with pytest.raises(module._Stalled, match=said) if said else contextlib.nullcontext():
+        for _ in every_ten_seconds:
+            paced.readinto(b"")
+
+
+def test_the_page_of_a_redirect_is_not_read(serve, target):
+    goal = serve(whole)
+
+    def endless_page(handler, server):
+        send(handler, b"", 10**12, 302, Location=goal.url())
+        without_end(handler, server, bytes(1 << 16), 0)
+
+    fetch(target, serve(endless_page))
+    assert_complete(target)
+
+
+def test_the_file_is_asked_for_as_it_is(serve, target):
+    server = serve(whole)
+    fetch(target, server)
+    assert server.encodings == [["identity"]]
+
+
+def test_what_a_server_says_is_one_line_of_plain_characters(serve, target):
+    def red(handler, server):
+        handler.wfile.write(b"HTTP/1.1 404 \x1b[31mred\x85\r\nContent-Length: 0\r\n\r\n")
+
+    assert r"answers 404 \x1b[31mred" in refusal(target, serve(red))
 
 
 @pytest.mark.parametrize(("answer", "said"), [(gone, "answers 404"), (forbidden, "answers 403")])
@@ -373,6 +473,58 @@ def test_a_part_of_something_else_does_no_harm(serve, target, part):
     assert_complete(target)
 
 
+needs_links = pytest.mark.skipif(sys.platform == "win32", reason="links need a permission there")
+
+
+@needs_links
+@pytest.mark.parametrize("beside", ["file.gz.part", ".file.gz.vitnp-lock"])
+def test_a_link_beside_the_target_leads_nowhere(serve, target, beside):
+    target.parent.mkdir()
+    precious = target.parent.parent / "precious"
+    precious.write_bytes(b"x" * 500)
+    target.with_name(beside).symlink_to(precious)
+    said = refusal(target, serve(whole))
+    assert said == (
+        f"{target.with_name(beside)}: a link, a folder or another special file; expected an ordinary file or none: "
+        "move it away"
+    )
+    assert precious.read_bytes() == b"x" * 500
+
+
+@needs_links
+def test_a_link_that_appears_at_the_last_moment_leads_nowhere_either(serve, target, monkeypatch):
+    target.parent.mkdir()
+    precious = target.parent.parent / "precious"
+    precious.write_bytes(b"x" * 500)
+    target.with_name("file.gz.part").symlink_to(precious)
+    before = os.lstat
+    monkeypatch.setattr(os, "lstat", lambda path: os.stat(__file__) if str(path).endswith(".part") else before(path))
+    assert "Too many levels of symbolic links" in refusal(target, serve(whole))
+    assert precious.read_bytes() == b"x" * 500
+
+
+@pytest.mark.parametrize("beside", ["file.gz.part", ".file.gz.vitnp-lock"])
+def test_a_folder_beside_the_target_is_named_and_not_the_one_around(serve, target, beside):
+    target.with_name(beside).mkdir(parents=True)
+    assert refusal(target, serve(whole)).startswith(f"{target.with_name(beside)}: a link, a folder or another")
+
+
+@needs_links
+def test_a_link_to_nothing_in_place_of_the_target_is_named(serve, target):
+    target.parent.mkdir()
+    target.symlink_to(target.parent / "nowhere")
+    assert refusal(target, serve(whole)).startswith(f"{target}: is there, but is not the file with SHA-256")
+
+
+@pytest.mark.parametrize("name", ["file.gz.lock", ".file.gz.vitnp-lock"])
+def test_a_file_of_the_user_is_never_removed_as_a_lock(serve, target, name):
+    target.parent.mkdir()
+    target.with_name(name).write_text("notes")
+    with contextlib.suppress(DataError):
+        fetch(target, serve(whole))
+    assert target.with_name(name).read_text() == "notes"
+
+
 def test_a_complete_part_needs_no_server(serve, target):
     target.parent.mkdir()
     target.with_name("file.gz.part").write_bytes(CONTENT)
@@ -395,13 +547,13 @@ def test_two_at_once_share_one_download(serve, target):
 
 def test_the_lock_of_a_process_that_died_does_not_hold(serve, target):
     target.parent.mkdir()
-    target.with_name("file.gz.lock").write_bytes(b"")
+    target.with_name(".file.gz.vitnp-lock").write_bytes(b"")
     fetch(target, serve(whole))
     assert_complete(target)
 
 
 def test_a_lock_that_its_last_holder_removed_is_taken_again(serve, target, monkeypatch):
-    lock, tried, fetched = target.with_name("file.gz.lock"), module._try_lock, []
+    lock, tried, fetched = target.with_name(".file.gz.vitnp-lock"), module._try_lock, []
 
     def try_lock(file, calls=itertools.count()):  # noqa: B008
         if next(calls) == 0:

@@ -77,6 +77,30 @@ def test_a_class_may_be_a_link_to_a_folder(pets, tmp_path):
     assert names(find_images(tmp_path / "subset")) == ["dog/1.png", "dog/2.png"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a permission there")
+def test_images_behind_a_link_deeper_down_are_found(pets, tmp_path):
+    put(tmp_path, "elsewhere/1.png", "elsewhere/deep/2.png")
+    (pets / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    assert {"cat/more/1.png", "cat/more/deep/2.png"} < set(names(find_images(pets)))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a permission there")
+@pytest.mark.parametrize("goal", [".", "..", "a", "../cat/a"])
+def test_links_in_circles_and_to_what_is_there_add_nothing(pets, goal):
+    before = len(find_images(pets))
+    (pets / "cat" / "link").symlink_to(goal)
+    (pets / "cat" / "a" / "link").symlink_to("../link")
+    expected = before + (3 if goal == ".." else 0)  # dog and owl, which are then below cat, too
+    assert len(find_images(pets)) == expected
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="such names cannot be there")
+def test_names_of_classes_are_one_line_of_plain_characters(tmp_path):
+    put(tmp_path, "a\nb/1.png", "c/1.png")
+    put(tmp_path, os.fsdecode(b"\xff") + "/1.png")
+    assert load_folder(tmp_path, 4).class_names == (r"a\nb", "c", r"\udcff")
+
+
 def test_every_suffix_that_is_read_belongs_to_a_format_that_is_read():
     known = Image.registered_extensions()
     assert {known[suffix] for suffix in READ} <= {*FORMATS, "MPO"}

@@ -1,6 +1,8 @@
 """Image files of every mode become the right pixels; those that cannot be used are refused in one line."""
 
+import os
 import struct
+import sys
 import tracemalloc
 import warnings
 import zlib
@@ -146,6 +148,14 @@ def test_a_grey_map_of_16_bits_is_scaled_too(tmp_path):
     assert read_image(tmp_path / "a.pgm", channels=1).ravel().tolist() == [0, 128, 255]
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_transparent_level_of_16_bits_lies_on_white(tmp_path, channels):
+    save(tmp_path / "a.png", np.array([[5, 6, 32768]], np.uint16), transparency=5)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.info["transparency"] == 5
+    assert read_image(tmp_path / "a.png", channels=channels)[0, :, 0].tolist() == [255, 0, 128]
+
+
 def test_levels_beyond_16_bits_are_refused(refusal, tmp_path):
     save(tmp_path / "a.tif", np.array([[0, 70000]], np.int32))
     assert refusal(None, "a.tif").startswith("has grey levels from 0 to 70000; expected 8 or 16 bits, 0 to 65535")
@@ -238,6 +248,16 @@ def test_a_photograph_shrinks_to_what_a_lossless_copy_does(tmp_path, times):
     assert np.abs(photograph.astype(int) - lossless).mean() < 4
 
 
+@pytest.mark.parametrize(("side", "averaged"), [(30, False), (600, True)])
+def test_only_a_much_larger_image_is_averaged_before_it_is_filtered(tmp_path, monkeypatch, side, averaged):
+    path, calls, reduce = save(tmp_path / "a.png", np.zeros((side, side), np.uint8)), [], Image.Image.reduce
+    monkeypatch.setattr(
+        Image.Image, "reduce", lambda *arguments, **named: calls.append(1) or reduce(*arguments, **named)
+    )
+    read_image(path, size=20, channels=1)
+    assert bool(calls) == averaged
+
+
 def test_a_very_long_image_needs_no_more_memory_than_its_own(tmp_path):
     path = save(tmp_path / "a.png", np.full((1, 200_000), 50, np.uint8))
     tracemalloc.start()
@@ -266,6 +286,39 @@ def test_a_missing_file_is_named(refusal):
 def test_a_folder_is_no_image(refusal, tmp_path):
     (tmp_path / "some.png").mkdir()
     assert refusal(None).startswith("cannot be read (")
+
+
+def test_a_name_with_a_zero_byte_is_refused():
+    with pytest.raises(DataError, match=r"^a\\x00b: cannot be read \(.*null"):
+        read_image("a\0b")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_refused_and_not_waited_for(refusal, tmp_path):
+    os.mkfifo(tmp_path / "some.png")
+    said = refusal(None)
+    assert said.startswith("cannot be read (a folder, a pipe or another special file); expected an ordinary file")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a permission there")
+def test_a_link_to_an_image_is_read(tmp_path):
+    (tmp_path / "link").symlink_to(save(tmp_path / "a.png", GRADIENT))
+    np.testing.assert_array_equal(read_image(tmp_path / "link"), GRADIENT)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="such names cannot be there")
+def test_a_name_with_control_characters_is_one_line_of_plain_ones(tmp_path):
+    (tmp_path / "a\n\x1b[31m.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"/a\\n\\x1b\[31m.png: empty file"):
+        read_image(tmp_path / "a\n\x1b[31m.png")
+
+
+def test_more_memory_than_there_is_is_one_line(refusal, monkeypatch, tmp_path):
+    save(tmp_path / "some.png", GRADIENT)
+    monkeypatch.setattr(Image, "open", lambda *arguments, **named: bytes(2**62))
+    assert refusal(None) == (
+        "needs more memory than there is; expected a file that fits into it: copy it again or leave it out"
+    )
 
 
 def test_an_empty_file_is_refused(refusal):

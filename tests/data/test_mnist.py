@@ -225,11 +225,17 @@ def npz_that_runs_code():
         (b"", "damaged npz archive (File is not a zip file)"),
         (b"<html>", "damaged npz archive"),
         (npz()[:-100], "damaged npz archive"),
-        (npz(x_test=np.zeros((19, 28, 28), np.uint8)), "for an array (19, 28, 28) of uint8; expected (20, 28, 28)"),
+        (
+            npz(x_test=np.zeros((19, 28, 28), np.uint8)),
+            "for an array (19, 28, 28) of |u1 in C's order; expected (20, 28, 28)",
+        ),
         (npz(x_test=np.zeros((20, 28, 28), np.float32)), "bytes; expected at most"),
-        (npz(x_test=np.zeros((28, 28, 20), np.uint8).T), "for an array (20, 28, 28) of uint8; expected"),
+        (
+            npz(x_test=np.zeros((28, 28, 20), np.uint8).T),
+            "(20, 28, 28) of |u1 in Fortran's order; expected (20, 28, 28) of |u1 in C's",
+        ),
         (npz(y_test=np.arange(20, dtype=np.uint8)), "member y_test.npy: label 10 is 10; expected 0 to 9"),
-        (npz_that_runs_code(), "of object; expected (20, 28, 28) of uint8"),
+        (npz_that_runs_code(), "of |O in C's order; expected (20, 28, 28) of |u1"),
     ],
     ids=["empty", "web page", "cut", "short", "floats", "transposed", "label", "objects"],
 )
@@ -251,7 +257,40 @@ def test_an_array_of_another_length_than_its_header_says_is_refused(tmp_path, ch
         for name in whole.namelist():
             npy = whole.read(name)
             archive.writestr(name, change(npy) if name == "y_test.npy" else npy)
-    assert f"{left} bytes for an array (20,) of uint8; expected (20,)" in refusal(load_mnist, "test", tmp_path)
+    assert f"{left} bytes for an array (20,) of |u1 in C's order; expected (20,)" in refusal(
+        load_mnist, "test", tmp_path
+    )
+
+
+@pytest.mark.parametrize(
+    "header", ["{'descr': '|u1', 'shape': (", "  \n\tx\n  y\n z", "{[]: 1}", "(" * 9000, "-" * 9000 + "1", "'" * 3, ""]
+)
+def test_the_header_of_an_array_is_compared_and_never_evaluated(tmp_path, header):
+    npy = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header.encode() + bytes(20)
+    with zipfile.ZipFile(tmp_path / "mnist.npz", "w") as archive:
+        archive.writestr("y_test.npy", npy)
+        archive.writestr("x_test.npy", npy)
+    assert "expected an npy file of version 1.0" in refusal(load_mnist, "test", tmp_path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_npz_that_numpy_does_not_make_is_refused(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "mnist.npz", "w", method) as archive:
+        archive.writestr("x_test.npy", b"x")
+    said = refusal(load_mnist, "test", tmp_path)
+    assert f"x_test.npy is compressed by method {method}; expected 0 or 8" in said
+
+
+def test_an_npz_that_needs_more_memory_than_there_is_is_one_line(monkeypatch, tmp_path):
+    (tmp_path / "mnist.npz").write_bytes(npz())
+    monkeypatch.setattr(zipfile.ZipFile, "infolist", lambda archive: bytes(2**62))
+    assert "mnist.npz: needs more memory than there is" in refusal(load_mnist, "test", tmp_path)
+
+
+def test_a_compressed_npz_is_read(tmp_path):
+    arrays = dict(np.load(io.BytesIO(npz())))
+    np.savez_compressed(tmp_path / "mnist.npz", **arrays)
+    np.testing.assert_array_equal(load_mnist("test", tmp_path, download=False).images, pixels(DIGITS, "test"))
 
 
 def test_an_npz_that_would_unpack_to_gigabytes_is_refused_before(tmp_path):

@@ -10,7 +10,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from vitnp.data import DataError
+from vitnp.data import DataError, pickles
 from vitnp.data.pickles import read_pickle
 
 BATCH = {"data": np.arange(24, dtype=np.uint8).reshape(2, 12), "labels": [3, 7], "batch_label": "one of one"}
@@ -35,7 +35,7 @@ def as_python2_wrote_it(data, labels, key="labels"):
 def refusal(content):
     """What read_pickle says: one line that begins with the file."""
     with pytest.raises(DataError) as caught:
-        read_pickle(content, "folder/data_batch_1")
+        read_pickle(content, "folder/data_batch_1", 2)
     assert str(caught.value).startswith("folder/data_batch_1: ")
     assert "\n" not in str(caught.value)
     return str(caught.value).removeprefix("folder/data_batch_1: ")
@@ -52,33 +52,45 @@ class Call:
 
 
 def test_a_batch_of_python_2_is_read():
-    found = read_pickle(as_python2_wrote_it(BATCH["data"], BATCH["labels"]), "")
+    found = read_pickle(as_python2_wrote_it(BATCH["data"], BATCH["labels"]), "", 2)
     np.testing.assert_array_equal(found["data"], BATCH["data"])
     assert found["labels"] == [3, 7]
 
 
-@pytest.mark.parametrize("protocol", [1, 2, 3, 4])
+@pytest.mark.parametrize("protocol", range(6))
 def test_a_batch_that_python_3_wrote_anew_is_read(protocol):
-    found = read_pickle(pickle.dumps(BATCH, protocol), "")
+    found = read_pickle(pickle.dumps(BATCH, protocol), "", 2)
     np.testing.assert_array_equal(found["data"], BATCH["data"])
     assert found["labels"] == [3, 7]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_names_of_files_may_be_bytes_in_every_protocol(protocol):
+    names = [b"%d.png" % i for i in range(1000)]
+    batch = {b"data": BATCH["data"], b"labels": [300] * 1000, b"coarse_labels": [7] * 1000, b"filenames": names}
+    assert read_pickle(pickle.dumps(batch, protocol), "", 1000)["filenames"] == names
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_arrays_can_not_be_written_to(protocol):
+    assert not read_pickle(pickle.dumps(BATCH, protocol), "", 2)["data"].flags.writeable
 
 
 def test_names_before_and_after_numpy_2_mean_the_same():
     content = pickle.dumps(BATCH, 3)
     assert b"numpy._core." in content or b"numpy.core." in content
     old = content.replace(b"numpy._core.", b"numpy.core.")
-    np.testing.assert_array_equal(read_pickle(old, "")["data"], BATCH["data"])
+    np.testing.assert_array_equal(read_pickle(old, "", 2)["data"], BATCH["data"])
 
 
 def test_sizes_that_python_2_wrote_as_long_integers_are_read():
     content = as_python2_wrote_it(BATCH["data"], []).replace(b"M\x02\x00M\x0c\x00", b"\x8a\x01\x02\x8a\x01\x0c")
-    assert read_pickle(content, "")["data"].shape == (2, 12)
+    assert read_pickle(content, "", 2)["data"].shape == (2, 12)
 
 
 def test_the_order_of_fortran_is_kept():
     transposed = np.asfortranarray(BATCH["data"])
-    np.testing.assert_array_equal(read_pickle(pickle.dumps({"data": transposed}, 3), "")["data"], BATCH["data"])
+    np.testing.assert_array_equal(read_pickle(pickle.dumps({"data": transposed}, 3), "", 2)["data"], BATCH["data"])
 
 
 @pytest.mark.parametrize(
@@ -134,14 +146,16 @@ def test_a_key_that_is_no_text_is_refused():
     ("content", "said"),
     [
         (b"\x80\x02}r\xff\xff\xff\x7f.", "object 2147483647 noted at byte 3"),
+        (b"(p2147483647\n.", "object 2147483647 noted at byte 1"),
         (b"\x80\x02}(K\x01" + b"K\x01\x86" * 40 + b"u.", "40 tuples where at most 24 are needed"),
+        (b"\x80\x02]" + b"]" * 3_000_000 + b".", "more than 1032 instructions"),
         (b"\x80\x02K\x012\x86.", "instruction DUP at byte 4"),
         (b"\x80\x04\x96" + struct.pack("<Q", 2**40) + b".", "refused pickle ("),
         (b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b".", "refused pickle ("),
         (b"\x80\x02T\xff\xff\xff\x7f.", "refused pickle ("),
         (b"\x80\x02\x8b\xff\xff\xff\x7f.", "refused pickle ("),
     ],
-    ids=["memo", "tuples", "dup", "bytearray", "bytes", "string", "long"],
+    ids=["memo", "memo in text", "tuples", "lists", "dup", "bytearray", "bytes", "string", "long"],
 )
 def test_a_few_bytes_cannot_make_much_memory(content, said):
     tracemalloc.start()
@@ -154,9 +168,42 @@ def test_a_few_bytes_cannot_make_much_memory(content, said):
     assert peak < 1_000_000
 
 
+@pytest.mark.parametrize("number", [b"\x8a\x08" + (2**61 - 1).to_bytes(8, "little"), b"I2305843009213693951\n"])
+def test_integers_that_would_collide_in_a_dictionary_are_refused(number):
+    assert "an integer of more than 32 bits at byte 4" in refusal(b"\x80\x02}(" + number + b"Nu.")
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (b"h\x00h\x02h\x01h\x01\x87q\x01R", "an array that does not begin as NumPy's do"),
+        (b"h\x03U\x02u1h\x01h\x01\x87q\x01R", "a type of array with other flags than numbers"),
+        (b"h\x04(U\x00h\x05h\x06h\x01tq\x01R", "an array in another order than C or F"),
+    ],
+    ids=["reconstruct", "dtype", "frombuffer"],
+)
+def test_tuples_cannot_pass_for_the_arguments_of_a_call(call, said):
+    code = b"cnumpy.core.multiarray\n_reconstruct\nq\x00K\x01q\x01cnumpy\nndarray\nq\x02cnumpy\ndtype\nq\x03"
+    code += b"cnumpy.core.numeric\n_frombuffer\nq\x04h\x03U\x02u1\x85Rq\x05K\x00\x85q\x06"
+    assert said in refusal(b"\x80\x02](" + code + call * 40 + b"e.")  # each holds the one before, most of them twice
+
+
+def test_one_text_cannot_become_many_arrays():
+    data = python2("x" * 24)
+    code = as_python2_wrote_it(BATCH["data"], []).replace(python2(BATCH["data"].tobytes().decode("latin-1")), data)
+    assert read_pickle(code, "", 2)["data"].shape == (2, 12)
+    text = b"X" + struct.pack("<I", 24) + b"x" * 24
+    assert "an array, and not of bytes" in refusal(code.replace(data, text))
+
+
+def test_more_memory_than_there_is_is_one_line(monkeypatch):
+    monkeypatch.setattr("vitnp.data.pickles._check_instructions", lambda *arguments: bytes(2**62))
+    assert refusal(b"x").startswith("needs more memory than there is; expected a file that fits into it")
+
+
 def test_a_text_encoded_again_and_again_cannot_make_much_memory():
     text = b"X" + struct.pack("<I", 100_000) + b"x" * 100_000
-    again = b"c_codecs\nencode\nq\x01" + b"(" + text + b"X\x06\x00\x00\x00latin1tq\x02R" + b"h\x01h\x02R" * 1000
+    again = b"c_codecs\nencode\nq\x01" + b"(" + text + b"X\x06\x00\x00\x00latin1tq\x02R" + b"h\x01h\x02R" * 100
     tracemalloc.start()
     try:
         found = refusal(b"\x80\x02](" + again + b"e.")
@@ -173,7 +220,12 @@ def test_a_text_in_another_encoding_is_refused():
     assert "in another encoding" in refusal(pickle.dumps({"data": Call(codecs.encode, "x" * 9, "utf-16")}, 2))
 
 
-def test_no_function_can_be_changed_for_the_next_pickle():
-    attack = b"\x80\x02c_codecs\nencode\nN}X\x0c\x00\x00\x00__defaults__K\x01s\x86b."
-    refusal(attack)
-    assert read_pickle(pickle.dumps({"data": b"\xff" * 3}, 2), "")["data"] == b"\xff" * 3
+@pytest.mark.parametrize(
+    "function", ["_codecs\nencode", "numpy.core.multiarray\n_reconstruct", "numpy.core.numeric\n_frombuffer"]
+)
+def test_no_function_can_be_changed_for_the_next_pickle(function):
+    name = b"X\x0c\x00\x00\x00__defaults__K\x01s"
+    for state in (b"N}" + name + b"\x86", b"}" + name, b"}" + name + b"N\x86"):
+        refusal(b"\x80\x02c" + function.encode() + b"\n" + state + b"b.")
+    for kept in (pickles._empty_array, pickles._array_of, pickles._Unpickler._encode):
+        assert (kept.__defaults__, kept.__dict__) == (None, {})

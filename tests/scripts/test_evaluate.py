@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -114,6 +115,31 @@ def test_a_model_of_an_unknown_script_asks_for_images(run, tmp_path):
     assert re.match(
         r"error: the model is of mine.py; expected one of .*: give labelled images with --folder\n$", failed.stderr
     )
+
+
+@pytest.mark.parametrize(
+    ("progress", "lacking"),
+    [
+        ({"script": "train_mnist.py"}, "settings"),
+        ({"script": "train_cifar.py", "settings": {}}, "classes"),
+        ({"script": "train_digits.py", "settings": {}}, "seed"),
+    ],
+)
+def test_a_checkpoint_without_the_settings_of_its_run_is_one_line(run, tmp_path, progress, lacking):
+    progress |= {"classes": list("0123456789"), "mean": [0.1], "std": [0.2]}
+    vitnp.save_checkpoint(tmp_path / "m", vitnp.VisionTransformer(vitnp.ViTConfig(depth=1)), progress=progress)
+    failed = run("evaluate.py", "m", cwd=tmp_path, status=1)
+    assert failed.stderr == (
+        f"error: m: says nothing of '{lacking}' in the run of {progress['script']}; expected a checkpoint that this "
+        "script saved: give labelled images with --folder\n"
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is where even root cannot write")
+def test_a_place_where_no_picture_can_be_is_told_before_the_work(run, digits_run, tmp_path):
+    failed = run("evaluate.py", digits_run[1], "--picture", "/proc/p.png", cwd=tmp_path, status=1)
+    assert failed.stdout == ""
+    assert failed.stderr.startswith("error: /proc/p.png: cannot be written (No such file or directory); expected a")
 
 
 def test_of_many_classes_the_most_frequent_confusions_are_listed(run, tmp_path):

@@ -1,6 +1,10 @@
 """predict.py, as a user runs it."""
 
 import json
+import os
+import shutil
+import struct
+import sys
 
 import numpy as np
 import pytest
@@ -66,6 +70,38 @@ def test_a_bad_image_is_one_line_and_the_others_go_on(run, digits_run, files):
     first, second = result.stderr.splitlines()
     assert first.startswith("error: bad.png: not an image; expected one of")
     assert second.startswith("error: gone.png: cannot be read (No such file or directory)")
+
+
+def test_images_that_cannot_be_are_one_line_each_and_the_others_go_on(run, digits_run, files, tmp_path):
+    chunk = struct.pack(">I", 2**31 - 1) + b"abCd"  # an unknown chunk that claims 2 GB
+    whole = (files / "a.png").read_bytes()
+    (tmp_path / "claims.png").write_bytes(whole[:33] + chunk + whole[33:])
+    (tmp_path / "folder.png").mkdir()
+    given = [tmp_path / "claims.png", tmp_path / "folder.png", "a.png"]
+    result = run("predict.py", digits_run[1], *given, cwd=files, status=1)
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["a.png"]
+    assert [line.split(":")[1] for line in result.stderr.splitlines()] == [f" {path}" for path in given[:2]]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="such names cannot be there")
+@pytest.mark.parametrize("options", [[], ["--json"], ["--picture", "p.png"]], ids=["lines", "json", "picture"])
+def test_every_name_of_a_file_can_be_told_on_any_terminal(run, digits_run, files, tmp_path, monkeypatch, options):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii:strict")
+    names = [os.fsdecode(b"\xff\n.png"), "ö.png"]
+    for name in names:
+        shutil.copy(files / "a.png", tmp_path / name)
+    lines = run("predict.py", digits_run[1], *names, *options, cwd=tmp_path).stdout.splitlines()
+    if options == ["--json"]:
+        assert [json.loads(line)["image"] for line in lines] == names
+    else:
+        assert [line.split()[0] for line in lines] == [r"\udcff\n.png", r"\xf6.png"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is where even root cannot write")
+def test_a_place_where_no_picture_can_be_is_told_before_the_work(run, digits_run, files):
+    failed = run("predict.py", digits_run[1], "a.png", "--picture", "/proc/p.png", cwd=files, status=1)
+    assert failed.stdout == ""
+    assert failed.stderr.startswith("error: /proc/p.png: cannot be written (No such file or directory); expected a")
 
 
 def test_nothing_but_bad_images_is_an_error_and_no_picture(run, digits_run, files, tmp_path):

@@ -31,6 +31,37 @@ def test_the_checkpoint_knows_the_classes(folder_run):
     assert found.model.config.channels == 3
 
 
+@pytest.fixture(scope="module")
+def small_folder(run, tmp_path_factory):
+    """A folder of 42 images, what a run without --held-out on it printed, and where."""
+    cwd = tmp_path_factory.mktemp("small")
+    for i in range(42):
+        path = cwd / "pets" / ("cat", "dog", "eel")[i % 3] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (i, 2 * i, 3 * i)).save(path)
+    options = ["--epochs", "1", "--dim", "16", "--depth", "1", "--mlp-dim", "16", "--shards", "1", "--image-size", "8"]
+    return cwd, run("train_folder.py", "--data", "pets", *options, cwd=cwd).stdout
+
+
+def test_of_a_small_folder_a_tenth_is_for_validation(small_folder):
+    assert small_folder[1].startswith("pets: 36 training, 3 validation and 3 test images\n")
+
+
+def test_a_run_resumes_with_the_validation_images_it_began_with(run, small_folder):
+    cwd, before = small_folder
+    checkpoint = cwd / "runs" / "folder" / "checkpoint.safetensors"
+    assert vitnp.load_checkpoint(checkpoint).progress["settings"]["held_out"] == 3
+    output = run("train_folder.py", "--data", "pets", "--resume", checkpoint, cwd=cwd).stdout
+    assert output.splitlines()[0] == before.splitlines()[0]
+
+
+def test_too_many_validation_images_are_refused_before_any_is_read(run, small_folder, tmp_path):
+    shutil.copytree(small_folder[0] / "pets", tmp_path / "pets")
+    (tmp_path / "pets" / "cat" / "0.png").write_bytes(b"bad")
+    failed = run("train_folder.py", "--data", "pets", "--held-out", 50, cwd=tmp_path, status=1)
+    assert failed.stderr == "error: --held-out is 50; expected an integer from 1 to 38\n"
+
+
 def test_folders_train_and_test_are_used_as_they_are(run, photographs, folder_options, tmp_path):
     shutil.copytree(photographs, tmp_path / "both" / "train")
     shutil.copytree(photographs, tmp_path / "both" / "test")

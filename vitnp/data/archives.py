@@ -4,22 +4,36 @@ A member is asked for by its exact name, and must be an ordinary file, of a size
 So links, devices and names like ../../x need no special care: nobody asks for them. A damaged archive is found
 although the members before the damage were fine, as the gzip stream is read to its end, where its checksum is;
 but an archive that would unpack to more than it may is given up there.
+
+A tar archive is a row of members, each a header of 512 bytes and its content, filled up with zeros to whole blocks of
+512 bytes; a header of zeros ends it. Extensions (long names, further attributes) are members of types of their own
+before those that they belong to. The archives here need none, so they are passed over like any other member.
 """
 
 from __future__ import annotations
 
 import gzip
-import io
 import math
 import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitnp.data.dataset import DataError, PathLike
-from vitnp.data.files import is_web_page, unreadable, unusable
+from vitnp.data.files import is_web_page, out_of_memory, unreadable, unusable
+
+if TYPE_CHECKING:
+    from tarfile import TarInfo
+
+
+BLOCK = 512  # bytes
+PIECE = 1 << 16  # bytes that are passed over at once
+MOST_MEMBERS = 1000  # the archives here have nine at most, and so many extensions
+HEADER = re.compile(rb"\{'descr': '([^']{1,20})', 'fortran_order': (True|False), 'shape': \(([\d, ]{0,99})\), \} *\n")
 
 
 def tar_members(path: PathLike, sizes: Mapping[str, int], limit: int) -> Iterator[tuple[str, bytes]]:
@@ -35,25 +49,38 @@ def tar_members(path: PathLike, sizes: Mapping[str, int], limit: int) -> Iterato
         with open(path, "rb") as file:
             _check_is_gzip(path, file.read(256), expected)
             file.seek(0)
-            stream = _Limited(gzip.GzipFile(fileobj=file), limit)
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
-                seen: set[str] = set()
-                for member in archive:
-                    if member.name in sizes:
-                        _check_member(path, member, seen, sizes[member.name])
-                        content = archive.extractfile(member)
-                        assert content is not None  # of an ordinary file it never is
-                        yield member.name, content.read()
-            while stream.read(1 << 20):
+            stream, seen = _Limited(gzip.GzipFile(fileobj=file), limit), set[str]()
+            for member in _headers(path, stream):
+                if member.name in sizes:
+                    _check_member(path, member, seen, sizes[member.name])
+                    yield member.name, stream.read_all(member.size)
+                    stream.skip(-member.size % BLOCK)
+                else:
+                    stream.skip(_stored(path, member))
+            while stream.read(PIECE):  # to the checksum
                 pass
     except _TooLong:
         raise unusable(path, "goes on and on", f"at most {limit} bytes unpacked") from None
     except DataError:
         raise
+    except MemoryError as error:
+        raise out_of_memory(path) from error
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
         raise unusable(path, f"damaged tar.gz archive ({error})", expected) from error
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def _headers(path: PathLike, stream: _Limited) -> Iterator[TarInfo]:
+    """What each header says, where whoever asks for the next one has read the content in between."""
+    from tarfile import TarInfo
+
+    for _ in range(MOST_MEMBERS):
+        header = stream.read(BLOCK)
+        if not header.strip(b"\0"):
+            return
+        yield TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    raise unusable(path, f"more than {MOST_MEMBERS} members", "those of the published archive")
 
 
 def _check_is_gzip(path: PathLike, start: bytes, expected: str) -> None:
@@ -65,13 +92,12 @@ def _check_is_gzip(path: PathLike, start: bytes, expected: str) -> None:
         raise unusable(path, f"begins with {start[:4].hex(' ')}", f"1f 8b, {expected}")
 
 
-def _check_member(path: PathLike, member: object, seen: set[str], size: int) -> None:
+def _check_member(path: PathLike, member: TarInfo, seen: set[str], size: int) -> None:
     """It must be what `tar_members` says, before a byte of it is read."""
-    import tarfile
+    from tarfile import AREGTYPE, REGTYPE
 
-    assert isinstance(member, tarfile.TarInfo)
     inside = f"{os.fspath(path)}, member {member.name}"
-    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
+    if member.type not in (REGTYPE, AREGTYPE):
         raise unusable(inside, "a link, a device or another special file", "an ordinary file")
     if member.name in seen:
         raise unusable(inside, "is there twice", "one")
@@ -80,22 +106,44 @@ def _check_member(path: PathLike, member: object, seen: set[str], size: int) -> 
     seen.add(member.name)
 
 
+def _stored(path: PathLike, member: TarInfo) -> int:
+    """How many bytes follow its header: links, folders and devices have none, whatever size they give."""
+    if member.size < 0:
+        raise unusable(f"{os.fspath(path)}, member {member.name}", f"{member.size} bytes", "at least 0")
+    if member.islnk() or member.issym() or member.isdir() or member.isdev():
+        return 0
+    return member.size + -member.size % BLOCK
+
+
 class _TooLong(Exception):
     """More bytes than there may be."""
 
 
-class _Limited(io.RawIOBase):
+class _Limited:
     """A stream that raises _TooLong once it has given `limit` bytes and there are more."""
 
     def __init__(self, stream: gzip.GzipFile, limit: int) -> None:
         self._stream, self._left = stream, limit
 
-    def read(self, size: int = -1) -> bytes:
-        data = self._stream.read(min(size, self._left + 1) if size >= 0 else self._left + 1)
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes, fewer at the end."""
+        data = self._stream.read(min(size, self._left + 1))
         self._left -= len(data)
         if self._left < 0:
             raise _TooLong
         return data
+
+    def read_all(self, size: int) -> bytes:
+        """The next `size` bytes; EOFError if there are fewer."""
+        data = self.read(size)
+        if len(data) < size:
+            raise EOFError(f"it ends {size - len(data)} bytes early")
+        return data
+
+    def skip(self, size: int) -> None:
+        """Pass over the next `size` bytes; EOFError if there are fewer."""
+        for start in range(0, size, PIECE):
+            self.read_all(min(PIECE, size - start))
 
 
 def read_npz(path: PathLike, name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -112,11 +160,16 @@ def read_npz(path: PathLike, name: str, shape: tuple[int, ...]) -> NDArray[np.ui
             if len(infos) != 1:
                 raise unusable(path, f"{len(infos)} members {member}", "one: an npz file as Keras makes it")
             most = math.prod(shape) + 1024  # the header of an npy file is shorter than that
+            if infos[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                found = f"member {member} is compressed by method {infos[0].compress_type}"
+                raise unusable(path, found, "0 or 8: stored or deflated, as NumPy does")
             if infos[0].file_size > most:
                 raise unusable(path, f"member {member} of {infos[0].file_size} bytes", f"at most {most}")
             content = archive.read(infos[0])
     except DataError:
         raise
+    except MemoryError as error:
+        raise out_of_memory(path) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         raise unusable(path, f"damaged npz archive ({error})", "a zip archive of arrays") from error
     except OSError as error:
@@ -125,15 +178,18 @@ def read_npz(path: PathLike, name: str, shape: tuple[int, ...]) -> NDArray[np.ui
 
 
 def _parse_npy(content: bytes, path: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """The array in an npy file. Its header says dtype, order and shape, all of which are known here."""
-    file = io.BytesIO(content)
-    try:
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("the format is not version 1.0")
-        found, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    except ValueError as error:
-        raise unusable(path, f"not an npy file ({error})", f"an array {shape} of uint8") from error
-    start = file.tell()
-    if (found, fortran_order, dtype) != (shape, False, np.dtype("uint8")) or len(content) != start + math.prod(shape):
-        raise unusable(path, f"{len(content) - start} bytes for an array {found} of {dtype}", f"{shape} of uint8")
+    """The array in an npy file: magic, version, the header's length and itself, which is padded, and the bytes.
+
+    The header is a dictionary as Python prints it, with dtype, order and shape. It is compared, never evaluated.
+    """
+    start = 10 + int.from_bytes(content[8:10], "little")
+    header = HEADER.fullmatch(content[10:start])
+    if not content.startswith(b"\x93NUMPY\x01\0") or header is None:
+        raise unusable(path, f"begins with {content[:64]!r}", f"an npy file of version 1.0, an array {shape} of uint8")
+    dtype, fortran_order, sizes = (part.decode("latin-1") for part in header.groups())
+    found = tuple(int(size) for size in re.findall(r"\d+", sizes))
+    if (dtype, fortran_order, found) != ("|u1", "False", shape) or len(content) != start + math.prod(shape):
+        order = "Fortran's" if fortran_order == "True" else "C's"
+        array = f"an array {found} of {dtype} in {order} order"
+        raise unusable(path, f"{len(content) - start} bytes for {array}", f"{shape} of |u1 in C's order")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

@@ -16,6 +16,7 @@ of the Python ones); a file with the content of another one is an error, an unkn
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,13 @@ from vitnp.data.archives import tar_members
 from vitnp.data.dataset import DataError, Dataset, PathLike, data_roots
 from vitnp.data.download import download as fetch
 from vitnp.data.files import (
+    DataNotice,
     Split,
     is_web_page,
     mentioning,
     not_found,
     notice_unknown,
+    one_line,
     read_content,
     recognise,
     search_roots,
@@ -42,8 +45,10 @@ from vitnp.data.pickles import read_pickle
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE  # bytes of an image
-ARCHIVE_LIMIT = 200_000_000  # bytes unpacked: the four archives have 184 to 187 million
-PICKLE_RECORD = PIXELS + 256  # most bytes of an image, its labels and its file name in a pickle: they take 3105
+# Most bytes of an image, its labels and its file name in a pickle: they take 3105. But pickled anew by Python 3 in
+# protocol 2 or before, the bytes from 128 on take two.
+PICKLE_RECORD = 2 * PIXELS + 256
+ARCHIVE_LIMIT = 60_000 * PICKLE_RECORD + 1_000_000  # bytes unpacked: the four archives have 184 to 187 million
 NAMES_LIMIT = 65_536  # bytes of the file with the names of the classes
 
 
@@ -239,6 +244,7 @@ def _read(kind: _Set, split: str, where: Path, form: _Form) -> Dataset:
         path = _member_path(where, name)
         if name == form.names:
             class_names = _read_names(kind, form, content, path)
+            _notice_names(path, class_names, kind.class_names)
             continue
         planes, part = _read_batch(kind, form, content, path, batches[name])
         _check_labels(part, len(kind.class_names), path)
@@ -302,25 +308,40 @@ def _check_binary(content: bytes, path: str, count: int, record: int) -> None:
 
 
 def _read_python(kind: _Set, content: bytes, path: str, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    batch = read_pickle(content, path)
+    batch = read_pickle(content, path, count)
     planes, labels = batch.get("data"), batch.get(kind.labels)
     if not isinstance(planes, np.ndarray) or planes.shape != (count, PIXELS):
         raise unusable(path, f"'data' is {_describe(planes)}", f"an array {(count, PIXELS)} of bytes")
-    if not isinstance(labels, list) or len(labels) != count or not all(type(label) is int for label in labels):
+    if not isinstance(labels, list) or len(labels) != count:
         raise unusable(path, f"'{kind.labels}' is {_describe(labels)}", f"a list of {count} integers")
+    if other := [number for number, label in enumerate(labels) if type(label) is not int]:
+        found = f"label {other[0]} is {_describe(labels[other[0]])}"
+        raise unusable(path, found, "an integer, as all labels")
     return planes, np.array(labels, np.int64)
 
 
 def _read_names(kind: _Set, form: _Form, content: bytes, path: str) -> tuple[str, ...]:
     """The names of the classes in label order, from the file that comes with the images."""
+    count = len(kind.class_names)
     if form is kind.binary:
         found: Any = content.split()
     else:
-        found = read_pickle(content, path).get(kind.label_names)
-    count = len(kind.class_names)
+        found = read_pickle(content, path, count).get(kind.label_names)
     if not isinstance(found, list) or len(found) != count or not all(isinstance(name, (bytes, str)) for name in found):
         raise unusable(path, f"names of the classes: {_describe(found)}", f"a list of {count} names")
-    return tuple(name.decode("latin-1") if isinstance(name, bytes) else name for name in found)
+    names = tuple(name.decode("latin-1") if isinstance(name, bytes) else name for name in found)
+    if bad := [name for name in names if not (name.strip() and name.isprintable()) or names.count(name) > 1]:
+        raise unusable(path, f"names of the classes: {bad[0]!r}", f"{count} different ones that can be printed")
+    return names
+
+
+def _notice_names(path: str, names: tuple[str, ...], published: tuple[str, ...]) -> None:
+    """Say it where classes are called otherwise: a change of names is legitimate, a change of their order hardly."""
+    if names != published:
+        label = next(label for label, name in enumerate(names) if name != published[label])
+        found = f"class {label} is called {names[label]!r} and not {published[label]!r}"
+        text = f"{path}: {found}; names differ from the published ones, taken as they are"
+        warnings.warn(one_line(text), DataNotice, stacklevel=5)  # who called load_...
 
 
 def _check_labels(labels: NDArray[np.int64], classes: int, path: str) -> None:

@@ -26,14 +26,29 @@ class DataNotice(UserWarning):
     """Files are built as they should be, but their content is not the published one."""
 
 
+def one_line(text: str) -> str:
+    """The text on one line of plain characters: others, that a file's name or a server may hold, as \\n or \\x1b."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def data_error(message: str) -> DataError:
+    """The error that says so, in one line."""
+    return DataError(one_line(message))
+
+
 def unusable(path: PathLike, found: str, expected: str, advice: str = "remove it and download it again") -> DataError:
     """The error about one file, in one line."""
-    return DataError(f"{os.fspath(path)}: {found}; expected {expected}: {advice}")
+    return data_error(f"{os.fspath(path)}: {found}; expected {expected}: {advice}")
 
 
 def unreadable(path: PathLike, error: OSError) -> DataError:
     """The error about a file that the system does not let us read."""
     return unusable(path, f"cannot be read ({error.strerror or error})", "a readable file", "check its permissions")
+
+
+def out_of_memory(path: PathLike, advice: str = "remove it and download it again") -> DataError:
+    """The error about a file that the machine cannot hold, as damaged ones may ask for any amount."""
+    return unusable(path, "needs more memory than there is", "a file that fits into it", advice)
 
 
 def search_roots(root: PathLike | None, title: str) -> list[Path]:
@@ -43,7 +58,7 @@ def search_roots(root: PathLike | None, title: str) -> list[Path]:
     """
     if root is not None and not os.path.isdir(os.path.expanduser(root)):
         expected = f"the one with the files of {title}, or to download them to"
-        raise DataError(f"{os.fspath(root)} is not a folder; expected {expected}: correct its name, or make it first")
+        raise data_error(f"{os.fspath(root)} is not a folder; expected {expected}: correct its name, or make it first")
     keras = os.environ.get("KERAS_HOME") or os.path.join("~", ".keras")
     return list(dict.fromkeys([*data_roots(root), Path(os.path.expanduser(keras)) / "datasets"]))
 
@@ -51,7 +66,7 @@ def search_roots(root: PathLike | None, title: str) -> list[Path]:
 def not_found(title: str, roots: Iterable[Path], passed_over: Iterable[str], advice: str) -> DataError:
     """The error where no set of files can be used: where it was looked, what was passed over and why."""
     found = "".join(f"; {mention}" for mention in passed_over)
-    return DataError(
+    return data_error(
         f"no complete {title} in or below {', '.join(map(str, roots))}{found}: {advice}, let it be downloaded, or run "
         "train_digits.py, which needs no files"
     )
@@ -80,6 +95,8 @@ def read_content(path: PathLike, size: int) -> bytes:
                 return file.read(size + 1)
             with gzip.open(file) as archive:
                 return archive.read(size + 1)
+    except MemoryError as error:
+        raise out_of_memory(path) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise unusable(path, f"damaged gzip archive ({error})", f"one of {size} bytes unpacked") from error
     except OSError as error:
@@ -113,4 +130,4 @@ def notice_unknown(where: PathLike, title: str, unknown: Mapping[str, str]) -> N
     if unknown:
         listed = ", ".join(f"{name} (SHA-256 {digest})" for name, digest in unknown.items())
         text = f"{os.fspath(where)}: content differs from the published {title}, loaded as it is: {listed}"
-        warnings.warn(text, DataNotice, stacklevel=5)  # who called load_...
+        warnings.warn(one_line(text), DataNotice, stacklevel=5)  # who called load_...

@@ -6,7 +6,8 @@
 
 First the files are listed, which is quick and finds what is missing; then they are read, each into its place in one
 array, so memory is that of the result. A file that is no image at all, as a text or what starts with a dot, is passed
-over; one that is an image but cannot be used is an error, because a class that quietly lacks images is worse.
+over; one that is an image but cannot be used is an error, because a class that quietly lacks images is worse. Links
+to files and folders count as these.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from vitnp.data.dataset import DataError, Dataset, PathLike, random_stream
+from vitnp.data.dataset import Dataset, PathLike, random_stream
+from vitnp.data.files import data_error, one_line
 from vitnp.data.images import read_image, sides
 
 READ = (
@@ -53,12 +55,12 @@ class ImageFiles:
     def hold_out(self, share: float, seed: int) -> tuple[ImageFiles, ImageFiles]:
         """(the rest, a random `share` of each class, at least one file): disjoint, a pure function of `seed`."""
         if not 0 < share < 1:
-            raise DataError(f"the test share is {share}; expected a number between 0 and 1")
+            raise data_error(f"the test share is {share}; expected a number between 0 and 1")
         rng, held = random_stream(seed, TEST_SHARE), np.zeros(len(self), bool)
         for label, name in enumerate(self.class_names):
             files = np.flatnonzero(self.labels == label)
             if len(files) < 2:
-                raise DataError(f"{self.root / name}: 1 image; expected at least 2, one to train with and one to test")
+                raise data_error(f"{self.root / name}: 1 image; expected at least 2, one to train with and one to test")
             count = min(max(round(share * len(files)), 1), len(files) - 1)
             held[rng.permutation(files)[:count]] = True
         return self._chosen(~held), self._chosen(held)
@@ -75,7 +77,7 @@ class ImageFiles:
         with tqdm(self.paths, desc=f"reading {self.root.name}", unit=" images", leave=False, disable=None) as bar:
             for i, path in enumerate(bar):
                 images[i] = read_image(path, size, channels)
-        return Dataset(images, self.labels, self.class_names, str(self.root))
+        return Dataset(images, self.labels, self.class_names, one_line(str(self.root)))
 
 
 def load_folder(root: PathLike, size: int | tuple[int, int], channels: int = 3) -> Dataset:
@@ -92,10 +94,11 @@ def find_images(root: PathLike) -> ImageFiles:
     root = Path(root).expanduser()
     class_names = _subfolders(root)
     if not class_names:
-        raise DataError(f"{root}: has no sub-folders; expected one for each class, with its images in it")
+        raise data_error(f"{root}: has no sub-folders; expected one for each class, with its images in it")
     files = [_image_files(root / name) for name in class_names]
+    class_names = tuple(map(one_line, class_names))
     if empty := [name for name, paths in zip(class_names, files, strict=True) if not paths]:
-        raise DataError(
+        raise data_error(
             f"{root}: no images in {', '.join(empty)}; expected files such as {', '.join(READ[:2])} in each class: "
             "put some there or remove the sub-folder"
         )
@@ -123,7 +126,7 @@ def find_splits(
         found = (
             f"only in {train.root}: {', '.join(only[0]) or 'none'}; only in {test.root}: {', '.join(only[1]) or 'none'}"
         )
-        raise DataError(f"the classes of training and test differ ({found}); expected the same sub-folders in both")
+        raise data_error(f"the classes of training and test differ ({found}); expected the same sub-folders in both")
     return train, test
 
 
@@ -135,7 +138,7 @@ def _split_folders(root: Path) -> tuple[Path, Path | None]:
     tests = [by_name[name] for name in TEST_NAMES if name in by_name]
     if len(tests) != 1:
         found = ", ".join(sorted(path.name for path in by_name.values()))
-        raise DataError(
+        raise data_error(
             f"{root}: holds {found}; expected train and one of {', '.join(TEST_NAMES)}: "
             "name the folders to train on and to test on one by one"
         )
@@ -151,14 +154,17 @@ def _subfolders(root: Path) -> tuple[str, ...]:
 
 def _refuse_folder(error: OSError) -> NoReturn:
     found = f"cannot be read ({error.strerror})"
-    raise DataError(f"{error.filename}: {found}; expected a folder: check its name and permissions") from error
+    raise data_error(f"{error.filename}: {found}; expected a folder: check its name and permissions") from error
 
 
 def _image_files(folder: Path) -> list[Path]:
     """The sorted paths of the images in a folder and below it."""
-    found = []
-    for place, below, names in os.walk(folder, onerror=_refuse_folder):
-        below[:] = [name for name in below if not _hidden(name)]  # where walk goes next
+    found, seen = [], {os.path.realpath(folder)}  # links may lead in circles: no folder is entered twice
+    for place, below, names in os.walk(folder, onerror=_refuse_folder, followlinks=True):
+        shown = {name: os.path.realpath(os.path.join(place, name)) for name in sorted(below) if not _hidden(name)}
+        new = {real: name for name, real in reversed(shown.items()) if real not in seen}
+        below[:] = sorted(new.values())  # where walk goes next
+        seen |= new.keys()
         found += [Path(place, name) for name in names if not _hidden(name) and _is_read(Path(place, name))]
     return sorted(found)
 
@@ -170,7 +176,7 @@ def _hidden(name: str) -> bool:
 def _is_read(path: Path) -> bool:
     """Whether a file is an image by its name; an image of a kind that is not read is an error."""
     if path.suffix.lower() in NOT_READ:
-        raise DataError(
+        raise data_error(
             f"{path}: an image of a kind that is not read; expected {', '.join(READ)}: convert it or remove it"
         )
     return path.suffix.lower() in READ

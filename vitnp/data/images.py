@@ -14,6 +14,7 @@ Colour profiles are not applied.
 from __future__ import annotations
 
 import os
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitnp.data.dataset import DataError, PathLike, whole_number
+from vitnp.data.files import out_of_memory, unusable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 64_000_000  # what the largest common cameras take: 192 MB as RGB
+COPY = "copy it again or leave it out"  # what to do about a damaged file
 SHARPNESS = 3.0  # how much larger than wanted an image must stay while it is only averaged, not filtered
 
 
@@ -43,10 +46,11 @@ def read_image(path: PathLike, size: int | tuple[int, int] | None = None, channe
     if channels not in (1, 3):
         raise DataError(f"channels is {channels!r}; expected 1 for grey or 3 for RGB")
     shape = None if size is None else sides(size)
+    _check_ordinary(path)
     try:
         with open(path, "rb") as file:
             if not file.read(1):
-                raise _unusable(path, "empty file", "an image", "copy it again or leave it out")
+                raise unusable(path, "empty file", "an image", COPY)
             file.seek(0)
             with _decoding(path):
                 image = _upright(file, path, longest=max(shape or (0,)))
@@ -55,8 +59,18 @@ def read_image(path: PathLike, size: int | tuple[int, int] | None = None, channe
                     image = _fit(image, *shape)
                 return np.array(image).reshape(image.height, image.width, channels)
     except OSError as error:
-        found = f"cannot be read ({error.strerror or error})"
-        raise _unusable(path, found, "a readable file", "check its name and permissions") from error
+        raise _unreadable(path, error) from error
+
+
+def _check_ordinary(path: PathLike) -> None:
+    """What is no file but a folder, a pipe or a device could keep us waiting for ever, or never end."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:  # the latter for a name with a zero byte
+        raise _unreadable(path, error) from error
+    if not stat.S_ISREG(mode):
+        found = "cannot be read (a folder, a pipe or another special file)"
+        raise unusable(path, found, "an ordinary file", "leave it out")
 
 
 def sides(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -77,15 +91,17 @@ def _decoding(path: PathLike) -> Iterator[None]:
             warnings.simplefilter("ignore")  # about damaged notes beside the pixels; damaged pixels are errors
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
-    except (DataError, MemoryError):
+    except DataError:
         raise
+    except MemoryError as error:  # which damaged files may ask for
+        raise out_of_memory(path, COPY) from error
     except UnidentifiedImageError as error:
-        raise _unusable(path, "not an image", _expected(), "convert it or leave it out") from error
+        raise unusable(path, "not an image", _expected(), "convert it or leave it out") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise _too_large(path, str(error)) from error
     except Exception as error:  # OSError, SyntaxError, ValueError, struct.error, ...: each decoder has its own
         found = f"damaged image ({error or type(error).__name__})"
-        raise _unusable(path, found, "a whole one", "copy it again or leave it out") from error
+        raise unusable(path, found, "a whole one", COPY) from error
 
 
 def _upright(file: IO[bytes], path: PathLike, longest: int) -> Image:
@@ -121,9 +137,11 @@ def _from_16_bits(image: Image, path: PathLike) -> Image:
     from PIL import Image
 
     levels = np.asarray(image).astype(np.int32)
+    if (transparent := image.info.get("transparency")) is not None:  # the one level that a PNG file may name
+        levels[levels == transparent] = 65535
     if levels.min() < 0 or levels.max() > 65535:
         found = f"has grey levels from {levels.min()} to {levels.max()}"
-        raise _unusable(path, found, "8 or 16 bits, 0 to 65535", "convert it")
+        raise unusable(path, found, "8 or 16 bits, 0 to 65535", "convert it")
     return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
 
 
@@ -133,7 +151,7 @@ def _from_floats(image: Image, path: PathLike) -> Image:
     levels = np.asarray(image)
     if not (levels.min() >= 0 and levels.max() <= 1):  # which NaN is not either
         found = f"has floating-point grey levels from {levels.min():g} to {levels.max():g}"
-        raise _unusable(path, found, "numbers from 0 to 1", "convert it")
+        raise unusable(path, found, "numbers from 0 to 1", "convert it")
     return Image.fromarray(np.rint(255 * levels).astype(np.uint8))
 
 
@@ -152,8 +170,9 @@ def _expected() -> str:
 
 
 def _too_large(path: PathLike, found: str) -> DataError:
-    return _unusable(path, found, f"at most {MAX_PIXELS:,} pixels", "make it smaller or leave it out")
+    return unusable(path, found, f"at most {MAX_PIXELS:,} pixels", "make it smaller or leave it out")
 
 
-def _unusable(path: PathLike, found: str, expected: str, advice: str) -> DataError:
-    return DataError(f"{os.fspath(path)}: {found}; expected {expected}: {advice}")
+def _unreadable(path: PathLike, error: OSError | ValueError) -> DataError:
+    found = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    return unusable(path, found, "a readable file", "check its name and permissions")

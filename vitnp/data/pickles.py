@@ -1,9 +1,11 @@
 """The pickles of CIFAR, read without running anything.
 
 Unpickling is running a program: it may call any function by name, and even where it may not, a few bytes can
-make the machine allocate without end. Here two things stand in the way. Before anything runs, the program is read
-through: it may only have the instructions that dictionaries, lists, numbers, texts and arrays need, and only as
-many tuples as three arrays need, as tuples within tuples are what grows without bound. Then the few names that
+make the machine allocate or compute without end. Here two things stand in the way. Before anything runs, the program
+is read through. It may only have the instructions that dictionaries, lists, numbers, texts and arrays need, and no
+more of them than so many images need, as an instruction of one byte can make an object of a hundred. Its tuples are
+as many as three arrays need, as tuples within tuples grow without bound; those that a call takes apart do not count.
+Its integers have 32 bits, as larger ones can be made to share one place in a dictionary. Then the few names that
 NumPy's arrays call (which differ between versions of NumPy) lead to stand-ins of our own, which know nothing but
 arrays of bytes; any other name is refused. So no object of NumPy is made, and arrays of objects do not exist.
 """
@@ -19,29 +21,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitnp.data.dataset import PathLike
-from vitnp.data.files import is_web_page, unusable
+from vitnp.data.files import is_web_page, out_of_memory, unusable
 
 INSTRUCTIONS = """
 PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG1 STRING BINSTRING SHORT_BINSTRING
-BINBYTES SHORT_BINBYTES BINUNICODE SHORT_BINUNICODE EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS
-EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL
-REDUCE BUILD
+BINBYTES SHORT_BINBYTES BYTEARRAY8 UNICODE BINUNICODE SHORT_BINUNICODE LIST EMPTY_LIST APPEND APPENDS DICT EMPTY_DICT
+SETITEM SETITEMS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE GLOBAL
+STACK_GLOBAL REDUCE BUILD
 """
-MOST_TUPLES = 24  # an array takes six to eight
+MOST_TUPLES = 24  # an array takes two to four, and as many for calls
+MOST_PER_ITEM = 16  # instructions: a file name and two labels take 3 from Python 2, up to 16 where Python 3 wrote bytes
+MOST_BESIDE = 1000  # instructions for the rest
 
 
-def read_pickle(content: bytes, path: PathLike) -> dict[str, Any]:
+def read_pickle(content: bytes, path: PathLike, items: int) -> dict[str, Any]:
     """The dictionary in a pickle, its keys as str: bytes, str, int, lists, dictionaries, and arrays of uint8.
 
-    `path` is named in the DataError that is raised for anything else.
+    It may describe `items` images or names. `path` is named in the DataError that is raised for anything else.
     """
     _check_start(content, path)
     try:
-        _check_instructions(content)
+        _check_instructions(content, MOST_BESIDE + MOST_PER_ITEM * items)
         found = _Unpickler(content).load()
         if not isinstance(found, dict):
             raise pickle.UnpicklingError(f"holds a {type(found).__name__}")
         return {_text(key): value.array() if isinstance(value, _Array) else value for key, value in found.items()}
+    except MemoryError as error:
+        raise out_of_memory(path) from error
     except (pickle.UnpicklingError, ValueError, TypeError, AttributeError, EOFError, IndexError, KeyError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         expected = "a pickle of a dictionary with arrays of bytes, as CIFAR's are"
@@ -55,18 +61,24 @@ def _check_start(content: bytes, path: PathLike) -> None:
         raise unusable(path, "looks like a web page", "a pickle", "download it again, from another address")
 
 
-def _check_instructions(content: bytes) -> None:
+def _check_instructions(content: bytes, most: int) -> None:
     """Refuse what could run, or grow beyond the size of the file."""
     import pickletools
 
-    allowed, tuples = frozenset(INSTRUCTIONS.split()), 0
+    allowed, tuples, before = frozenset(INSTRUCTIONS.split()), 0, ""
     for step, (instruction, argument, position) in enumerate(pickletools.genops(content)):
-        if instruction.name not in allowed:
-            raise pickle.UnpicklingError(f"instruction {instruction.name} at byte {position}")
-        if "TUPLE" in instruction.name:
-            tuples += 1
-        elif instruction.name == "LONG_BINPUT" and int(argument or 0) > step:  # a table that long would be allocated
+        name = instruction.name
+        if name not in allowed:
+            raise pickle.UnpicklingError(f"instruction {name} at byte {position}")
+        if step == most:
+            raise pickle.UnpicklingError(f"more than {most} instructions, which are enough")
+        if isinstance(argument, int) and not -(2**31) <= argument < 2**32:
+            raise pickle.UnpicklingError(f"an integer of more than 32 bits at byte {position}")
+        if name in ("PUT", "LONG_BINPUT") and int(argument or 0) > step:  # a table that long would be allocated
             raise pickle.UnpicklingError(f"object {argument} noted at byte {position}, before there are so many")
+        tuples += ("TUPLE" in name) - (name == "REDUCE" and "TUPLE" in before)
+        if "PUT" not in name and name != "MEMOIZE":  # which leave the tuple where it is
+            before = name
     if tuples > MOST_TUPLES:
         raise pickle.UnpicklingError(f"{tuples} tuples where at most {MOST_TUPLES} are needed")
 
@@ -81,9 +93,11 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         wanted = f"{module}.{name}".replace("numpy._core.", "numpy.core.")
         if wanted == "numpy.core.multiarray._reconstruct":
-            return lambda kind, shape, code: _Array()
+            return lambda *arguments: _empty_array(*arguments)  # anew each time, as a pickle could change a function
+        if wanted == "numpy.core.numeric._frombuffer":
+            return lambda *arguments: _array_of(*arguments)
         if wanted == "_codecs.encode":
-            return self._encode
+            return lambda *arguments: self._encode(*arguments)
         if wanted in ("numpy.ndarray", "numpy.dtype"):
             return _Array if name == "ndarray" else _DType
         raise pickle.UnpicklingError(f"it would call {module}.{name}")
@@ -102,6 +116,8 @@ class _DType:
     """A stand-in for numpy.dtype; unsigned bytes are the only one that there is."""
 
     def __init__(self, code: str | bytes, *flags: object) -> None:
+        if not all(isinstance(flag, int) for flag in flags):
+            raise pickle.UnpicklingError("a type of array with other flags than numbers")
         if _text(code) not in ("u1", "B", "uint8"):
             raise pickle.UnpicklingError(f"an array of {_text(code)!r}, and not of bytes")
 
@@ -114,24 +130,42 @@ class _Array:
 
     def __init__(self) -> None:
         self.shape: tuple[int, ...] = ()
-        self.data = b""
+        self.data: bytes | bytearray = b""
         self.order: Any = "C"
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran_order, data = state
-        if isinstance(data, str):  # Python 2 wrote it in text
-            data = data.encode("latin-1")
-        if not (isinstance(dtype, _DType) and isinstance(data, bytes)):
+        self.fill(data, dtype, shape, "F" if fortran_order else "C")
+
+    def fill(self, data: object, dtype: object, shape: object, order: str) -> None:
+        """Take what the array consists of, once it fits together."""
+        if not (isinstance(dtype, _DType) and isinstance(data, bytes | bytearray)):
             raise pickle.UnpicklingError("an array, and not of bytes")
-        if not (isinstance(shape, tuple) and len(shape) <= 4 and all(type(size) is int for size in shape)):
+        if not (isinstance(shape, tuple) and all(type(size) is int for size in shape)):
             raise pickle.UnpicklingError("an array without a shape")
         if math.prod(shape) != len(data):
             raise pickle.UnpicklingError(f"{len(data)} bytes for an array {shape}")
-        self.shape, self.data, self.order = shape, data, "F" if fortran_order else "C"
+        self.shape, self.data, self.order = shape, data, order
 
     def array(self) -> NDArray[np.uint8]:
         """The array, read-only, over the bytes of the pickle."""
-        return np.frombuffer(self.data, np.uint8).reshape(self.shape, order=self.order)
+        return np.frombuffer(memoryview(self.data).toreadonly(), np.uint8).reshape(self.shape, order=self.order)
+
+
+def _empty_array(kind: object, shape: object, code: object) -> _Array:
+    """What numpy's _reconstruct is called for: an array that takes its state later."""
+    if kind is not _Array or shape != (0,) or code not in ("b", b"b"):
+        raise pickle.UnpicklingError("an array that does not begin as NumPy's do")
+    return _Array()
+
+
+def _array_of(data: object, dtype: object, shape: object, order: object) -> _Array:
+    """What numpy's _frombuffer is called for, since protocol 5: a whole array."""
+    if order not in ("C", "F"):
+        raise pickle.UnpicklingError("an array in another order than C or F")
+    array = _Array()
+    array.fill(data, dtype, shape, str(order))
+    return array
 
 
 def _text(name: object) -> str:
