@@ -37,6 +37,7 @@ class Problem:
     arrays: dict[str, Array]
     before: dict[str, Array]  # copies of them, from before anything was called
     batch: dict[str, int]  # sizes that a wrong factor may be named after
+    upstream = 0.0  # the largest entry of the gradient that backward begins with
 
     def value(self, moved: Mapping[str, Array]) -> Any:
         """Return the function's value with some of its arrays replaced by others, all real or all complex."""
@@ -127,7 +128,7 @@ class LayerProblem(Problem):
         ctx, x = Context(train=True, rng=self.seed), self.arrays["input"]
         y = self.layer.forward(x, ctx)
         dy = self._upstream(y)
-        dy_before = dy.copy()
+        dy_before, self.upstream = dy.copy(), float(abs(dy).max())
         dx = self.layer.backward(dy, ctx).copy()
         grads = {name: grad.copy() for name, grad in self.layer.gradients(ctx).items()} | {"input": dx}
         dx_again = self.layer.backward(dy, ctx)
