@@ -121,22 +121,10 @@ def draw(evaluation, test, args):
     mistakes_picture(test.images[boldest], labels, probabilities, test.class_names, captions, args.picture)
 
 
-def check_writable(path):
-    """Raise now what would else be raised when all the work is done."""
-    try:
-        path.open("xb").close()
-        path.unlink()
-    except OSError as error:
-        raise OSError(
-            f"{path}: cannot be written ({error.strerror}); expected a place that can: choose another"
-        ) from None
-
-
 def evaluate(args):
     started = time.perf_counter()
     if args.picture is not None:
         check_new_picture(args.picture)
-        check_writable(args.picture)
     classifier = vitnp.load_classifier(args.checkpoint, args.device)
     test = load_images(classifier, args)
     scale = {"mean": classifier.mean, "std": classifier.std}

@@ -62,23 +62,11 @@ def draw(seen, classifier, args):
         print(f"{args.picture} shows the first {len(images)} of {len(seen)} images", file=sys.stderr)
 
 
-def check_writable(path):
-    """Raise now what would else be raised when all the work is done."""
-    try:
-        path.open("xb").close()
-        path.unlink()
-    except OSError as error:
-        raise OSError(
-            f"{path}: cannot be written ({error.strerror}); expected a place that can: choose another"
-        ) from None
-
-
 def predict(args):
     if args.top < 1:
         raise ValueError(f"--top is {args.top}; it must be at least 1")
     if args.picture is not None:
         check_new_picture(args.picture)
-        check_writable(args.picture)
     elif args.attention:
         raise ValueError("--attention is drawn in the picture: name one with --picture")
     classifier = vitnp.load_classifier(args.checkpoint, args.device)

@@ -4,7 +4,8 @@
     python scripts/train_folder.py --data FOLDER        FOLDER/cat/1.jpg, FOLDER/dog/2.png, ...
 
 A tenth of each class is held out for the test, unless FOLDER holds just a folder train and a folder test, or another
-folder of the same classes is given with --test-data. Images are cut to their centre and scaled.
+folder of the same classes is given with --test-data; of the rest, a tenth or --held-out images are for validation.
+Images are cut to their centre and scaled.
 """
 
 import os
@@ -14,22 +15,17 @@ from vitnp import train
 from vitnp.data import DataError, find_splits
 from vitnp.data.dataset import whole_number
 
+MOST_HELD_OUT = 1000
+
 
 def find_data(args):
     return find_splits(args.data, args.test_data, args.test_share, args.seed)
 
 
-class TenthAtMost(int):
-    """How many training images are for validation where --held-out is not given: known when they are counted."""
-
-    def __str__(self):
-        return f"a tenth, {int(self)} at most"
-
-
 def image_fields(args):
     training = find_data(args)[0]
-    if isinstance(args.held_out, TenthAtMost):
-        args.held_out = max(1, min(int(args.held_out), len(training) // 10))
+    if args.held_out is None:
+        args.held_out = max(1, min(MOST_HELD_OUT, len(training) // 10))
     whole_number("--held-out", args.held_out, 1, len(training) - 1)  # or it would be found when all are read
     return {"image_size": args.image_size, "channels": args.channels, "num_classes": len(training.class_names)}
 
@@ -61,7 +57,7 @@ def make_parser():
         weight_decay=0.05,
         label_smoothing=0.1,
         shift=4,
-        held_out=TenthAtMost(1000),
+        held_out=None,  # a tenth, once they are counted
         out=Path("runs/folder"),
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with a sub-folder per class")

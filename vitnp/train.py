@@ -214,8 +214,8 @@ def _check_options(args: argparse.Namespace) -> None:
     at_least = dict.fromkeys(("epochs", "batch_size", "held_out", "shards", "images"), 1)
     at_least |= dict.fromkeys(("seed", "warmup_epochs", "weight_decay", "label_smoothing"), 0)
     for name, least in at_least.items():
-        value = getattr(args, name, least)
-        if not least <= value < math.inf:
+        value = getattr(args, name, None)
+        if value is not None and not least <= value < math.inf:
             raise ValueError(f"{_option(name)} is {value}; it must be {least} or more, and finite")
     if not args.clip_norm > 0:
         raise ValueError(f"--clip-norm is {args.clip_norm}; it must be above 0")

@@ -91,6 +91,13 @@ def check_new_picture(path: str | os.PathLike[str]) -> None:
         raise FileExistsError(f"{path}: exists already; expected a new file: choose another name or remove it")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: there is no such folder; make it first, or choose another")
+    try:
+        path.open("xb").close()
+    except OSError as error:
+        raise OSError(
+            f"{path}: cannot be written ({error.strerror}); expected a place that can: choose another"
+        ) from None
+    path.unlink()
 
 
 def _write_sheet(
