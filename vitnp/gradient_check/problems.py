@@ -114,8 +114,10 @@ class LayerProblem(Problem):
         self.take({**layer.parameters(), "input": x})
         self._twins = {"f": layer}
         self._ctx = Context(train=True, rng=seed, record=False)  # its step never moves on, so dropout repeats
-        y = layer.forward(x, self._new_pass())
-        self.cotangent = array_module(y).asarray(rng.standard_normal(y.shape)) if cotangent is None else cotangent
+        self.cotangent: Any = cotangent
+        if cotangent is None and labels is None:
+            y = layer.forward(x, self._new_pass())
+            self.cotangent = array_module(y).asarray(rng.standard_normal(y.shape))
         self.batch = {"B": len(x), **({"N": x.shape[1]} if x.ndim == 3 else {}), **_head_sizes(layer)}
 
     def _new_pass(self) -> Context:
