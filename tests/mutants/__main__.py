@@ -25,7 +25,6 @@ from mutants import automatic, gradients, seeded  # noqa: E402
 from mutants.equivalent import EQUIVALENT  # noqa: E402
 from mutants.trial import Job, Workshop, patched, run_tests  # noqa: E402
 
-LAYERS = ("layers", "kernels", "test_golden.py")
 # what notices most mistakes in a file, tried before everything else
 NEAREST = {
     "vitnp/context.py": ("layers/test_linear.py", "layers/test_layer_norm.py", "test_context.py", "test_parallel.py"),
@@ -57,7 +56,7 @@ EVERYTHING = (
 def nearest(files: Iterable[str]) -> list[str]:
     """Return the tests that are tried first on mistakes in these files."""
     found = [name for file in files for name in NEAREST.get(file, (f"layers/test_{Path(file).stem}.py",))]
-    return [f"tests/{name}" for name in dict.fromkeys([*found, "test_golden.py"])]
+    return [f"tests/{name}" for name in dict.fromkeys([*found, "kernels/test_cpu.py", "test_golden.py"])]
 
 
 def job(name: str, sources: dict[str, str], everything: bool = True) -> Job:

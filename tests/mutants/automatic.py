@@ -54,7 +54,14 @@ _OPERATORS: dict[type, tuple[type, ...]] = {
     ast.Is: (ast.IsNot,),
     ast.IsNot: (ast.Is,),
 }
-_NAMES = {"add": "subtract", "subtract": "add", "multiply": "divide", "sum": "mean", "mean": "sum", "minimum": "maximum"}
+_NAMES = {
+    "add": "subtract",
+    "subtract": "add",
+    "multiply": "divide",
+    "sum": "mean",
+    "mean": "sum",
+    "minimum": "maximum",
+}
 _NAMES |= {"maximum": "minimum", "zeros": "ones"}
 
 
@@ -115,9 +122,17 @@ def _of_nodes(body: list[ast.stmt]) -> Iterator[tuple[ast.expr | ast.stmt, str]]
         else:
             heads = [statement]  # type: ignore[list-item]
         for head in heads:
-            for node in ast.walk(head):
+            for node in _walk(head):
                 yield from ((part, f"({new})" if " " in new else new) for part, new in _of_expression(node))
                 yield from _of_statement(node)
+
+
+def _walk(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node below this one; a negative integer is one."""
+    yield node
+    if not (isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant)):
+        for child in ast.iter_child_nodes(node):
+            yield from _walk(child)
 
 
 def _is_text(statement: ast.stmt) -> bool:
@@ -150,6 +165,9 @@ def _of_expression(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
                 yield node, ast.unparse(ast.BinOp(left, other(), right))
             yield node, ast.unparse(left)
             yield node, ast.unparse(right)
+        case ast.UnaryOp(ast.USub(), ast.Constant(int(value))):  # an axis, a bound, a length to be found out
+            yield node, str(value)
+            yield node, str(1 - value)
         case ast.UnaryOp(_, operand):
             yield node, ast.unparse(operand)
         case ast.Compare(left, [operator], [right]):

@@ -50,7 +50,9 @@ def patched(edits: Iterable[Edit], root: Path = ROOT) -> dict[str, str]:
     sources: dict[str, str] = {}
     for file, old, new in edits:
         source = sources.get(file) or (root / file).read_text("utf-8")
-        if source.count(old) != 1 or old == new:
+        if old == new:
+            raise PatchError(f"{file}: a patch that changes nothing: {old!r}")
+        if source.count(old) != 1:
             raise PatchError(f"{file}: expected once, found {source.count(old)} times: {old!r}")
         sources[file] = source.replace(old, new)
     return sources
