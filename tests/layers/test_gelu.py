@@ -84,6 +84,12 @@ def test_far_out_it_is_zero_or_the_identity(form, dtype):
     assert (slope(form, x) == [0, 0, 1, 1]).all()
 
 
+def test_the_square_of_a_large_number_does_not_overflow_in_the_tanh_form():
+    x = np.array([-1e30, 1e30], "float32")
+    assert (forward("tanh", x) == [0, x[1]]).all()
+    assert (slope("tanh", x) == [0, 1]).all()
+
+
 def test_the_form_is_tanh_unless_said():
     assert GELU().form == "tanh"
 

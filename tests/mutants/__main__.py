@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import tempfile
@@ -15,15 +16,12 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # of the plugins, random order would make a run unlike another
 sys.path.insert(0, str(Path(__file__).parents[1]))  # as pytest has it, so that the modules have one name
 
-import hypothesis  # noqa: E402, F401 -- loaded once, before the forks
-import hypothesis.strategies  # noqa: E402
-import numpy  # noqa: E402, F401
-import PIL.Image  # noqa: E402
-import pytest  # noqa: E402, F401
-import threadpoolctl  # noqa: E402, F401
-from mutants import automatic, gradients, seeded  # noqa: E402
-from mutants.equivalent import EQUIVALENT  # noqa: E402
-from mutants.trial import Job, Workshop, patched, run_tests  # noqa: E402
+from mutants import automatic, gradients, seeded
+from mutants.equivalent import EQUIVALENT
+from mutants.trial import Job, Workshop, patched, run_tests
+
+for slow in ("hypothesis.strategies", "numpy", "PIL.Image", "pytest", "threadpoolctl"):  # once, before the forks
+    importlib.import_module(slow)
 
 # what notices most mistakes in a file, tried before everything else
 NEAREST = {

@@ -5,7 +5,7 @@
     dropped     one side of an operator, a sign, a whole statement, a bound of a slice, .T, swapaxes, the arms of an if
     axes        sum for mean, another axis for -1
 
-Docstrings and messages of errors are left alone. Each change replaces the text of one node and nothing else.
+Docstrings and tests of arguments are left alone. Each change replaces the text of one node and nothing else.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def _of_function(function: ast.FunctionDef, file: str, text: str) -> Iterator[Ch
     for line in lines:
         starts.append(starts[-1] + len(line))
     for part, replacement in _of_nodes(function.body):
-        assert part.end_lineno is not None and part.end_col_offset is not None
+        assert part.end_lineno is not None
+        assert part.end_col_offset is not None
         start, end = starts[part.lineno - 1] + part.col_offset, starts[part.end_lineno - 1] + part.end_col_offset
         changed = text.encode()[:start] + replacement.encode() + text.encode()[end:]
         first, last = part.lineno - 1, part.end_lineno
@@ -113,7 +114,7 @@ def _one_line(text: bytes) -> str:
 def _of_nodes(body: list[ast.stmt]) -> Iterator[tuple[ast.expr | ast.stmt, str]]:
     """Yield each part of the statements that can be changed, with what replaces it."""
     for statement in body:
-        if _is_text(statement) or isinstance(statement, ast.Raise):
+        if _is_text(statement) or _is_test_of_arguments(statement):
             continue
         yield from _dropped(statement)
         if isinstance(statement, ast.If | ast.For):
@@ -128,11 +129,22 @@ def _of_nodes(body: list[ast.stmt]) -> Iterator[tuple[ast.expr | ast.stmt, str]]
 
 
 def _walk(node: ast.AST) -> Iterator[ast.AST]:
-    """Every node below this one; a negative integer is one."""
+    """This node and all below. A negative integer is one node; in reshape it is no axis, and all mean the same."""
     yield node
-    if not (isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant)):
-        for child in ast.iter_child_nodes(node):
+    if _is_negative(node):
+        return
+    reshaped = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "reshape"
+    for child in ast.iter_child_nodes(node):
+        if not (reshaped and _is_negative(child)):
             yield from _walk(child)
+
+
+def _is_negative(node: ast.AST) -> bool:
+    return isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant)
+
+
+def _is_test_of_arguments(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.If) and any(isinstance(inner, ast.Raise) for inner in statement.body)
 
 
 def _is_text(statement: ast.stmt) -> bool:
@@ -142,9 +154,8 @@ def _is_text(statement: ast.stmt) -> bool:
 def _dropped(statement: ast.stmt) -> Iterator[tuple[ast.expr | ast.stmt, str]]:
     """Whole statements: what does not name a thing that others need can go; an if can be taken always, or never."""
     if isinstance(statement, ast.If):
-        if not any(isinstance(inner, ast.Raise) for inner in statement.body):  # tests of arguments are no mathematics
-            yield statement.test, "True"
-            yield statement.test, "False"
+        yield statement.test, "True"
+        yield statement.test, "False"
     elif isinstance(statement, ast.Expr | ast.AugAssign) or (
         isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Subscript | ast.Attribute)
     ):
@@ -163,11 +174,12 @@ def _of_expression(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
         case ast.BinOp(left, operator, right):
             for other in _OPERATORS.get(type(operator), ()):
                 yield node, ast.unparse(ast.BinOp(left, other(), right))
-            yield node, ast.unparse(left)
-            yield node, ast.unparse(right)
-        case ast.UnaryOp(ast.USub(), ast.Constant(int(value))):  # an axis, a bound, a length to be found out
-            yield node, str(value)
+            if not isinstance(operator, ast.LShift):  # one side alone would only be slow
+                yield node, ast.unparse(left)
+                yield node, ast.unparse(right)
+        case ast.UnaryOp(ast.USub(), ast.Constant(int(value))):
             yield node, str(1 - value)
+            yield node, str(-value - 1)
         case ast.UnaryOp(_, operand):
             yield node, ast.unparse(operand)
         case ast.Compare(left, [operator], [right]):

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("vitnp", "tests", "scripts", "pyproject.toml", "README.md")
-SECONDS = 180  # that a trial may take: a loop without end is noticed too
+SECONDS = 300  # that a trial may take: a loop without end is noticed too
 BYTES = 16 << 30  # of address space: so is a shape that has become a power
 FAILED = (1, 2)  # pytest's exit status: a test failed; none could be collected
 
