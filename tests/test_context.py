@@ -169,7 +169,7 @@ def test_zero_grad_clears_in_place_and_begins_the_next_step():
 
 
 def test_each_zero_grad_begins_another_step():
-    ctx = vitnp.Context()
+    ctx = Context()
     for step in range(3):
         assert ctx.step == step
         ctx.zero_grad()

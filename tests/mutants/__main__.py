@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # as pytest has it, so that 
 
 from mutants import automatic, gradients, seeded
 from mutants.equivalent import EQUIVALENT
-from mutants.trial import Job, Workshop, patched, run_tests
+from mutants.trial import Job, PatchError, Workshop, patched, run_tests
 
 for slow in ("hypothesis.strategies", "numpy", "PIL.Image", "pytest", "threadpoolctl"):  # once, before the forks
     importlib.import_module(slow)
@@ -113,12 +113,13 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="trials at a time")
     options = parser.parse_args()
     start = time.perf_counter()
+    check = gradients.check_all if options.gradcheck else run
     with tempfile.TemporaryDirectory(prefix="vitnp-mutants-") as folder:
-        workshop = Workshop(Path(folder).resolve())
-        if options.gradcheck:
-            right = gradients.check_all(workshop, options.workers, options.only)
-        else:
-            right = run(workshop, options.workers, options.only)
+        try:
+            right = check(Workshop(Path(folder).resolve()), options.workers, options.only)
+        except PatchError as error:
+            print(error)
+            right = False
     print(f"{time.perf_counter() - start:.0f} s")
     return 0 if right else 1
 
