@@ -32,20 +32,20 @@ NEAREST = {
     "vitnp/optim.py": ("test_optim.py",),
     "vitnp/vit.py": (),
 }
-# everything that runs in seconds
+# everything that runs in seconds, the quickest first
 EVERYTHING = (
-    "layers",
+    "test_context.py",
+    "test_losses.py",
     "kernels",
     "test_golden.py",
-    "test_losses.py",
-    "test_optim.py",
-    "test_context.py",
-    "test_layer.py",
-    "test_traps.py",
-    "test_parallel.py",
-    "test_robustness.py",
     "test_strict_cupy.py",
+    "test_layer.py",
+    "test_robustness.py",
+    "test_optim.py",
+    "test_parallel.py",
     "test_backend.py",
+    "test_traps.py",
+    "layers",
     "gradient_check",
     "test_vit.py",
 )

@@ -117,15 +117,15 @@ def _of_nodes(body: list[ast.stmt]) -> Iterator[tuple[ast.expr | ast.stmt, str]]
         if _is_text(statement) or _is_test_of_arguments(statement):
             continue
         yield from _dropped(statement)
-        if isinstance(statement, ast.If | ast.For):
-            yield from _of_nodes(statement.body + statement.orelse)
-            heads = [statement.test] if isinstance(statement, ast.If) else [statement.iter]
-        else:
-            heads = [statement]  # type: ignore[list-item]
-        for head in heads:
-            for node in _walk(head):
-                yield from ((part, f"({new})" if " " in new else new) for part, new in _of_expression(node))
-                yield from _of_statement(node)
+        yield from _of_nodes([*getattr(statement, "body", ()), *getattr(statement, "orelse", ())])
+        for node in _walk(_head(statement)):
+            yield from ((part, f"({new})" if " " in new else new) for part, new in _of_expression(node))
+            yield from _of_statement(node)
+
+
+def _head(statement: ast.stmt) -> ast.AST:
+    """What a statement says itself, without the statements in it."""
+    return statement.test if isinstance(statement, ast.If) else getattr(statement, "iter", statement)
 
 
 def _walk(node: ast.AST) -> Iterator[ast.AST]:
@@ -212,5 +212,3 @@ def _of_expression(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
                 yield node, ast.unparse(ast.Call(ast.Attribute(value, _NAMES[name]), arguments, keywords))
             if len(arguments) == 2 and name in ("matmul", "subtract", "where"):
                 yield node, ast.unparse(ast.Call(function, arguments[::-1], keywords))
-        case ast.Constant(None) | _:
-            return
