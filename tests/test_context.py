@@ -168,6 +168,13 @@ def test_zero_grad_clears_in_place_and_begins_the_next_step():
     assert ctx.step == 1
 
 
+def test_each_zero_grad_begins_another_step():
+    ctx = Context()
+    for step in range(3):
+        assert ctx.step == step
+        ctx.zero_grad()
+
+
 def test_zero_grad_clears_a_whole_model():
     model, ctx = hard_model(), Context(train=True, rng=0)
     one_pass(model, ctx, images_for(model), labels_for(model))

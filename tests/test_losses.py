@@ -113,6 +113,19 @@ def test_labels_may_be_of_any_integer_type_or_a_list(labels):
     assert same_bits(found[1], truth[1])
 
 
+def test_logits_may_be_a_list():
+    found, truth = softmax_cross_entropy(logits().tolist(), LABELS), softmax_cross_entropy(logits(), LABELS)
+    assert same_bits(found[1], truth[1])
+
+
+def test_a_class_that_no_target_asks_for_may_be_impossible():
+    z, without = logits()[:1], np.delete(logits()[:1], 1, axis=1)
+    z[0, 1] = -np.inf
+    loss, dlogits = softmax_cross_entropy(z, [2])
+    assert loss == pytest.approx(softmax_cross_entropy(without, [1])[0], rel=1e-14)
+    assert dlogits[0, 1] == 0
+
+
 @pytest.mark.parametrize("labels", [LABELS, SOFT], ids=["integers", "soft"])
 def test_logits_and_labels_are_left_as_they_are(labels):
     z, given = logits(), labels.copy()

@@ -220,6 +220,12 @@ def test_clipping_never_enlarges(max_norm):
     assert same_bits(g, before)
 
 
+def test_clipping_to_an_infinite_norm_changes_nothing():
+    g = normal(1000, 1)
+    clip_global_norm(g, math.inf)
+    assert same_bits(g, normal(1000, 1))
+
+
 def test_clipping_returns_the_norm_before():
     g = normal(1000, 1)
     norm = np.linalg.norm(g)

@@ -84,6 +84,13 @@ def test_far_out_it_is_zero_or_the_identity(form, dtype):
     assert (slope(form, x) == [0, 0, 1, 1]).all()
 
 
+def test_tanh_form_of_numbers_whose_squares_overflow():
+    x = np.array([-1e30, 1e30], "float32")
+    with np.errstate(over="ignore"):  # as in a training step
+        assert (forward("tanh", x) == [0, x[1]]).all()
+        assert (slope("tanh", x) == [0, 1]).all()
+
+
 def test_the_form_is_tanh_unless_said():
     assert GELU().form == "tanh"
 

@@ -1,0 +1,20 @@
+"""Small changes that change nothing a caller can see, by their keys (see automatic.py), and why that is so."""
+
+_NOT_CHOSEN = "what stands for classes of target 0 is multiplied by that 0: any finite number does"
+_BLOCK = "elements, or rows, do not depend on one another: how many of them are a block decides how fast it is, no more"
+_CHOSEN = "vitnp/losses.py: softmax_cross_entropy: chosen = xp.where(targets == 0, 0, shifted)  ->  "
+_STEP = "vitnp/optim.py: step: block = 1 << 15 if array_module(flat) is np else layout.size  ->  "
+
+EQUIVALENT: dict[str, str] = {
+    _CHOSEN + "chosen = xp.where(targets == 0, 1, shifted)": _NOT_CHOSEN,
+    _CHOSEN + "chosen = xp.where(targets == 0, -1, shifted)": _NOT_CHOSEN,
+    _STEP + "block = (1 << 15)": _BLOCK,
+    _STEP + "block = layout.size": _BLOCK,
+    _STEP + "block = 1 << 15 if (array_module(flat) is not np) else layout.size": _BLOCK,
+    _STEP + "block = 2 << 15 if array_module(flat) is np else layout.size": _BLOCK,
+    _STEP + "block = 1 << 16 if array_module(flat) is np else layout.size": _BLOCK,
+    _STEP + "block = 1 << 14 if array_module(flat) is np else layout.size": _BLOCK,
+    "vitnp/optim.py: step: if self.weight_decay:  ->  if True:": "without decay the factor is 1 - lr · 0 = 1, exactly",
+    "vitnp/kernels/cpu.py: softmax_backward: for dp_, p_, dx_ in _row_blocks(dp.shape[-1], dp, p, dx):  ->  "
+    "for dp_, p_, dx_ in _row_blocks(dp.shape[0], dp, p, dx):": _BLOCK,
+}
