@@ -33,7 +33,7 @@ class Bench:
         mean, std = channel_statistics(digits.images)
         batches = Batches(digits, BATCH, seed=args.seed, mean=mean, std=std)
         self.batches = lambda: itertools.chain.from_iterable(map(batches.epoch, itertools.count()))
-        self.test = Batches(test, 250, shuffle=False, mean=mean, std=std)
+        self.test, self.scale = test, {"mean": mean, "std": std}
         self.args, self.config = args, vitnp.ViTConfig(**NETWORK)
 
     def model(self):
@@ -44,15 +44,15 @@ class Bench:
         optimizer = optimizer(model, weight_decay=0.05)
         step = vitnp.ShardedStep(model, optimizer, shards=self.args.shards, clip_norm=1.0, rng=self.args.seed)
         steps, accuracies = self.args.steps, []
-        for i, (images, labels) in enumerate(itertools.islice(self.batches(), steps)):
-            optimizer.lr = vitnp.warmup_decay(i, peak=PEAK, total_steps=steps, warmup_steps=steps // 10)
-            try:
+        try:
+            for i, (images, labels) in enumerate(itertools.islice(self.batches(), steps)):
+                optimizer.lr = vitnp.warmup_decay(i, peak=PEAK, total_steps=steps, warmup_steps=steps // 10)
                 step.step(images, labels)
-            except (FloatingPointError, ValueError):  # the gradient or the logits are no longer finite
-                return Curve(name, kind, accuracies, math.nan)
-            accuracies.append(int(step.correct) / len(labels))
-        correct = sum(int(step.evaluate(images, labels)[1]) for images, labels in self.test.epoch(0))
-        return Curve(name, kind, accuracies, correct / len(self.test.dataset))
+                accuracies.append(int(step.correct) / len(labels))
+            tested = vitnp.evaluate(model, self.test.images, self.test.labels, **self.scale)
+        except (FloatingPointError, ValueError):  # the gradient or the logits are no longer finite
+            return Curve(name, kind, accuracies, math.nan)
+        return Curve(name, kind, accuracies, tested.accuracy)
 
     def error(self, exhibit, model):
         """How far the exhibit's gradient is from the right one at the parameters of `model`, on the first batch."""

@@ -183,15 +183,6 @@ def test_mistakes_of_equal_confidence_come_in_the_order_of_the_images():
     assert found.mistakes().tolist() == [*range(0, 200, 2), *range(1, 200, 2)]
 
 
-def test_evaluation_is_that_of_the_training_step():
-    model = hard_model("float32")
-    images, labels = images_for(model, N), labels_for(model, N)
-    loss, correct = vitnp.ShardedStep(model, vitnp.Adam(model), shards=2).evaluate(images, labels)
-    found = vitnp.evaluate(model, images, labels)
-    assert found.accuracy == int(correct) / N
-    assert found.loss == pytest.approx(float(loss), rel=1e-5)
-
-
 # refusals
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 from typing import Any
@@ -65,7 +64,6 @@ class ShardedStep:
         self.clip_norm, self.label_smoothing = math.inf if clip_norm is None else clip_norm, label_smoothing
         self.contexts = [Context(train=True, rng=rng) for _ in range(shards)]
         self.correct: Any = 0
-        self._evaluation_contexts = [Context() for _ in range(shards)]
         self._blas = blas_controller()
         self._threads = ThreadPoolExecutor(shards, thread_name_prefix="vitnp-shard")
 
@@ -86,15 +84,11 @@ class ShardedStep:
         for ctx in self.contexts:
             ctx.zero_grad()
             ctx.step = self.optimizer.steps
-        loss, self.correct, used = self._on_shards(self._train, self.contexts, images, labels)
+        loss, self.correct, used = self._on_shards(images, labels)
         total = self._flat_grad(self.contexts[0])
         for ctx in self.contexts[1:used]:
             total += self._flat_grad(ctx)
         return loss
-
-    def evaluate(self, images: Array, labels: Any) -> tuple[Any, Any]:
-        """Return the mean loss without label smoothing, and the number of samples classified right; dropout is off."""
-        return self._on_shards(self._evaluate, self._evaluation_contexts, images, labels)[:2]
 
     def _train(self, ctx: Context, images: Array, labels: Any, batch_size: int) -> tuple[Any, Any]:
         logits = self.model.forward(images, ctx)
@@ -102,14 +96,8 @@ class ShardedStep:
         self.model.backward(dlogits, ctx)
         return loss, _count_correct(logits, labels)
 
-    def _evaluate(self, ctx: Context, images: Array, labels: Any, batch_size: int) -> tuple[Any, Any]:
-        logits = self.model.forward(images, ctx)
-        return softmax_cross_entropy(logits, labels, batch_size=batch_size)[0], _count_correct(logits, labels)
-
-    def _on_shards(
-        self, work: Callable[..., tuple[Any, Any]], contexts: list[Context], images: Array, labels: Any
-    ) -> tuple[Any, Any, int]:
-        """Return the sums, in the order of the shards, of the two numbers that `work` finds, and how many shards."""
+    def _on_shards(self, images: Array, labels: Any) -> tuple[Any, Any, int]:
+        """Return the sums, in the order of the shards, of what `_train` finds, and how many shards there were."""
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images came with {len(labels)} labels")
         if len(images) == 0:
@@ -123,11 +111,11 @@ class ShardedStep:
             with np.errstate(over="ignore", invalid="ignore"):
                 for row in range(first, end, size):
                     part, ctx.first_row = slice(row, min(row + size, end)), row
-                    results.append(work(ctx, images[part], labels[part], len(images)))
+                    results.append(self._train(ctx, images[part], labels[part], len(images)))
             return results
 
         with one_at_a_time, self._blas.limit(limits=1, user_api="blas"):
-            jobs = [self._threads.submit(run, ctx, *shard) for ctx, shard in zip(contexts, shards, strict=False)]
+            jobs = [self._threads.submit(run, ctx, *shard) for ctx, shard in zip(self.contexts, shards, strict=False)]
             wait(jobs)  # all of them, even if one fails: none may go on in a context that is used again
         results = [result for job in jobs for result in job.result()]
         losses, correct = zip(*results, strict=True)

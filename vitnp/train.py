@@ -32,7 +32,8 @@ import numpy as np
 
 from vitnp.backend import DeviceError
 from vitnp.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from vitnp.data import Augmentation, Batches, DataNotice, Dataset, channel_statistics, prepared_ahead
+from vitnp.data import Augmentation, Batches, DataNotice, Dataset, channel_statistics, normalize, prepared_ahead
+from vitnp.inference import evaluate
 from vitnp.inspection import attention_picture, attention_rollout
 from vitnp.optim import Adam
 from vitnp.parallel import ShardedStep, usable_cores
@@ -48,7 +49,6 @@ PLACES = (
     "device",
     "debug",
 )  # options that say where a run happens, not what it is
-EVALUATION_BATCH = 256
 PICTURED = 16  # test images in the picture of attention
 CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
 RESULTS = (CHECKPOINT, METRICS, "attention.png", "curves.png")
@@ -285,12 +285,10 @@ class Trainer:
         args: argparse.Namespace,
     ) -> None:
         self.model, self.optimizer, self.args = model, optimizer, args
-        fit_set, validation_set = train_set.split(args.held_out, args.seed)
-        mean, std = channel_statistics(fit_set.images)
-        batches = {"seed": args.seed, "mean": mean, "std": std}
-        self.batches = Batches(fit_set, args.batch_size, augmentation=_augmentation(args), **batches)
-        self.validation = Batches(validation_set, EVALUATION_BATCH, shuffle=False, **batches)
-        self.test = Batches(test_set, EVALUATION_BATCH, shuffle=False, **batches)
+        fit_set, self.validation = train_set.split(args.held_out, args.seed)
+        self.test, (mean, std) = test_set, channel_statistics(fit_set.images)
+        options = {"seed": args.seed, "mean": mean, "std": std}
+        self.batches = Batches(fit_set, args.batch_size, augmentation=_augmentation(args), **options)
         self.total_steps = args.epochs * self.batches.steps_per_epoch
         self.step = ShardedStep(
             model,
@@ -320,7 +318,7 @@ class Trainer:
         _draw_curves(self.folder)
         print(f"\nresults in {self.folder}: {', '.join(sorted(path.name for path in self.folder.iterdir()))}")
         wall = time.perf_counter() - started
-        print(f"test accuracy {100 * accuracy:.2f} %  ({len(self.test.dataset)} images; {wall:.1f} s in all)")
+        print(f"test accuracy {100 * accuracy:.2f} %  ({len(self.test)} images; {wall:.1f} s in all)")
         return 0
 
     def _epoch(self, stop: _Stop) -> None:
@@ -363,14 +361,11 @@ class Trainer:
         print(f"{epoch + 1:5d} {numbers} {self.optimizer.lr:9.2e} {speed:9,.0f} {self.seconds:8.1f}", flush=True)
         self.seen = {"loss": 0.0, "correct": 0, "images": 0}
 
-    def evaluate(self, batches: Batches) -> tuple[float, float]:
+    def evaluate(self, dataset: Dataset) -> tuple[float, float]:
         """Return the mean loss and the accuracy in [0, 1], dropout off."""
-        loss = correct = 0.0
-        for images, labels in batches.epoch(0):
-            batch_loss, batch_correct = self.step.evaluate(images, labels)
-            loss += float(batch_loss) * len(images)
-            correct += int(batch_correct)
-        return loss / len(batches.dataset), correct / len(batches.dataset)
+        mean, std = self.batches.mean, self.batches.std
+        found = evaluate(self.model, dataset.images, dataset.labels, mean=mean, std=std)
+        return found.loss, found.accuracy
 
     def _rate(self, step: int) -> float:
         warmup = min(round(self.args.warmup_epochs * self.batches.steps_per_epoch), self.total_steps // 2)
@@ -380,8 +375,8 @@ class Trainer:
     # -- what it prints ---------------------------------------------------------------------------------------------
 
     def _print_head(self) -> None:
-        config, sets = self.model.config, (self.batches, self.validation, self.test)
-        train, validation, test = (f"{len(batches.dataset):,}" for batches in sets)
+        config, sets = self.model.config, (self.batches.dataset, self.validation, self.test)
+        train, validation, test = (f"{len(dataset):,}" for dataset in sets)
         print(
             f"{self.batches.dataset.name}: {train} training, {validation} validation and {test} test images\n"
             f"ViT of {self.model.num_parameters:,} parameters: {config.num_tokens} tokens, dim {config.dim}, "
@@ -452,15 +447,13 @@ class Trainer:
             kept.replace(metrics)
 
     def _draw_attention(self) -> None:
-        dataset = self.test.dataset
-        first = Batches(dataset, PICTURED, shuffle=False, mean=self.test.mean, std=self.test.std)
-        images, labels = next(first.epoch(0))
-        maps, logits = attention_rollout(self.model, images)
+        images, names = self.test.images[:PICTURED], self.test.class_names
+        maps, logits = attention_rollout(self.model, normalize(images, self.batches.mean, self.batches.std))
         captions = [
-            f"{dataset.class_names[guess]}" + ("" if guess == label else f", is {dataset.class_names[label]}")
-            for guess, label in zip(logits.argmax(-1), labels, strict=True)
+            f"{names[guess]}" + ("" if guess == label else f", is {names[label]}")
+            for guess, label in zip(logits.argmax(-1), self.test.labels[:PICTURED], strict=True)
         ]
-        attention_picture(dataset.images[:PICTURED], maps, captions, self.folder / "attention.png", columns=4)
+        attention_picture(images, maps, captions, self.folder / "attention.png", columns=4)
 
 
 def _belongs(line: str, steps: int) -> bool:
