@@ -29,6 +29,7 @@ def make_parser():
         heads=3,
         mlp_dim=192,
         pool="mean",
+        pos_init="sincos",
         epochs=12,
         batch_size=128,
         lr=2e-3,
@@ -43,7 +44,7 @@ def make_parser():
     parser.add_argument("--classes", type=int, choices=(10, 100), default=10, help="CIFAR-10 or CIFAR-100")
     train.add_download_options(parser, "the archive, or with cifar-10-batches-bin/ and the like")
     parser.add_argument("--preset", choices=("hour",), help="train for about an hour on two cores")
-    parser.when("preset", "hour", epochs=32, warmup_epochs=2.0, out=Path("runs/cifar10-hour"))
+    parser.when("preset", "hour", epochs=44, warmup_epochs=2.0, out=Path("runs/cifar10-hour"))
     parser.when("classes", 100, out=Path("runs/cifar100"))
     return parser
 

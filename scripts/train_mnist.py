@@ -43,6 +43,7 @@ def make_parser():
         heads=4,
         mlp_dim=128,
         pool="mean",
+        pos_init="sincos",
         epochs=20,
         batch_size=128,
         lr=3e-3,

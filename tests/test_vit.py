@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 
@@ -346,6 +347,7 @@ def test_defaults_are_those_that_are_documented():
         "gelu": "tanh",
         "layer_norm_eps": 1e-6,
         "representation_size": None,
+        "pos_init": "normal",
     }
 
 
@@ -378,6 +380,12 @@ def test_configuration_survives_json():
         ({"gelu": "relu"}, "gelu is 'relu'; choose one of 'tanh', 'erf'"),
         ({"layer_norm_eps": 0}, "layer_norm_eps is 0; it must be above 0"),
         ({"representation_size": 0}, "representation_size is 0; expected"),
+        ({"pos_init": "zero"}, "pos_init is 'zero'; choose one of 'normal', 'sincos'"),
+        (
+            {"pos_init": "sincos", "dim": 66, "num_heads": 3},
+            "dim 66 is not divisible by 4, as pos_init 'sincos' wants it: use 64 or 68",
+        ),
+        ({"pos_init": "sincos", "dim": 3, "num_heads": 3}, "use 4"),
     ],
     ids=str,
 )
@@ -434,6 +442,17 @@ def test_patch_embedding_and_hidden_layer_of_the_head_start_lecun_normal(name, d
     weight = fresh(representation_size=200).parameters()[name]
     assert weight.var() == pytest.approx(1 / d_in, rel=0.05)
     assert 0.98 < abs(weight).max() / (2 / 0.8796256610342398 / math.sqrt(d_in)) <= 1
+
+
+@pytest.mark.parametrize("pool", ["token", "mean"])
+def test_sincos_positions_are_waves_of_the_column_then_of_the_row(pool):
+    config = ViTConfig(image_size=(6, 8), patch_size=(3, 2), dim=8, num_heads=2, depth=1, pool=pool, pos_init="sincos")
+    positions = VisionTransformer(config, dtype="float64").parameters()["pos_embed"][0]
+    first = int(pool == "token")
+    assert not positions[:first].any()
+    for row, column in itertools.product(range(2), range(4)):
+        wave = [f(place * w) for place in (column, row) for f in (math.sin, math.cos) for w in (1, 0.01)]
+        assert positions[first + 4 * row + column] == pytest.approx(wave, rel=1e-14)
 
 
 def test_blocks_start_apart():

@@ -32,6 +32,25 @@ def xavier_uniform(d_in: int, d_out: int) -> Initializer:
     return lambda generator, shape: generator.uniform(-limit, limit, shape)
 
 
+def sincos_2d(rows: int, columns: int) -> Initializer:
+    """Sines and cosines of where a patch is, for positions (1, N, D) of a grid of rows x columns; D a multiple of 4.
+
+    A quarter of the width each for the sine and cosine of the column and of the row, at frequencies that fall from 1 to
+    1/100 radian a patch (Vaswani et al., arXiv 1706.03762, section 3.5, once an axis). A class token in front gets
+    zeros. Patches that are close begin alike, which small positions drawn at random have to learn first.
+    """
+
+    def draw(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        _, N, D = shape
+        frequencies = np.geomspace(1, 1 / 100, D // 4)
+        row, column = (place.reshape(-1, 1) * frequencies for place in np.indices((rows, columns)))
+        positions = np.zeros(shape)
+        positions[0, N - rows * columns :] = np.hstack([np.sin(column), np.cos(column), np.sin(row), np.cos(row)])
+        return positions
+
+    return draw
+
+
 def lecun_normal(d_in: int) -> Initializer:
     """Normal, truncated at two standard deviations, with variance 1 / d_in (LeCun et al. 1998, section 4.6)."""
     # A standard normal cut at ±a has variance 1 − 2 a φ(a) / (2 Φ(a) − 1): the wider draw makes up for the cut.

@@ -98,6 +98,9 @@ def training_parser(description: str, **defaults: Any) -> TrainingParser:
     network.add_argument("--attention-dropout", type=float, default=0.0, help="rate on attention weights")
     network.add_argument("--gelu", choices=("tanh", "erf"), default="tanh", help="form of the activation")
     network.add_argument("--pool", choices=("token", "mean"), default="token", help="what the classifier reads")
+    network.add_argument(
+        "--pos-init", choices=("normal", "sincos"), default="normal", help="how the learned positions start"
+    )
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--epochs", type=int, help="passes over the training set")
     recipe.add_argument("--batch-size", type=int, help="images in a step")
@@ -205,7 +208,7 @@ def _train(parser: TrainingParser, args: argparse.Namespace, load_data: Loader, 
 
 
 def _make_config(args: argparse.Namespace, images: dict[str, Any]) -> ViTConfig:
-    names = ("patch_size", "dim", "depth", "mlp_dim", "dropout", "attention_dropout", "pool", "gelu")
+    names = ("patch_size", "dim", "depth", "mlp_dim", "dropout", "attention_dropout", "pool", "gelu", "pos_init")
     return ViTConfig(num_heads=args.heads, **{name: getattr(args, name) for name in names}, **images)
 
 

@@ -23,6 +23,7 @@ from numpy.typing import DTypeLike
 
 from vitnp.backend import Array, array_module, to_cpu, to_device
 from vitnp.context import Context
+from vitnp.initializers import sincos_2d
 from vitnp.layer import Layer, Layout
 from vitnp.layers import Block, ClassifierHead, Dropout, Embeddings, PatchEmbed
 
@@ -49,6 +50,8 @@ class ViTConfig:
     `image_size` and `patch_size` are pixels, an int or a (height, width) pair, and are kept as pairs. `dropout` is the
     rate after the position embedding and after every dense layer except qkv, `attention_dropout` the one on attention
     weights. `representation_size` adds the tanh layer that the paper has in front of the head in pre-training.
+    `pos_init` is how the learned positions start: "normal", small random numbers as in the original, or "sincos", sines
+    and cosines of row and column, which makes short training shorter and wants a `dim` that 4 divides.
 
     Raises ConfigError, which names the field, its value and what is valid.
     """
@@ -67,6 +70,7 @@ class ViTConfig:
     gelu: str = "tanh"
     layer_norm_eps: float = 1e-6
     representation_size: int | None = None
+    pos_init: str = "normal"
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size"):
@@ -89,6 +93,10 @@ class ViTConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         _one_of("pool", self.pool, ("token", "mean"))
         _one_of("gelu", self.gelu, ("tanh", "erf"))
+        _one_of("pos_init", self.pos_init, ("normal", "sincos"))
+        if self.pos_init == "sincos" and self.dim % 4:
+            nearest = f"{self.dim // 4 * 4} or {self.dim // 4 * 4 + 4}" if self.dim > 4 else "4"
+            raise ConfigError(f"dim {self.dim} is not divisible by 4, as pos_init 'sincos' wants it: use {nearest}")
         if not 0 < _number("layer_norm_eps", self.layer_norm_eps) < math.inf:
             raise ConfigError(f"layer_norm_eps is {self.layer_norm_eps}; it must be above 0")
 
@@ -108,10 +116,15 @@ class ViTConfig:
         return cls(**{**defaults, **changes})
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches that tile an image."""
+        (H, W), (P_h, P_w) = self.image_size, self.patch_size
+        return H // P_h, W // P_w
+
+    @property
     def num_patches(self) -> int:
         """How many patches tile an image."""
-        (H, W), (P_h, P_w) = self.image_size, self.patch_size
-        return int((H // P_h) * (W // P_w))
+        return math.prod(self.grid)
 
     @property
     def num_tokens(self) -> int:
@@ -146,7 +159,8 @@ class VisionTransformer(Layer):
         c = self.config = config
         options: dict[str, Any] = {"rng": None, "dtype": dtype}
         self.patch_embed = PatchEmbed(c.image_size, c.patch_size, c.channels, c.dim, **options)
-        self.embeddings = Embeddings(c.num_patches, c.dim, class_token=c.pool == "token", **options)
+        pos_init = sincos_2d(*c.grid) if c.pos_init == "sincos" else None
+        self.embeddings = Embeddings(c.num_patches, c.dim, class_token=c.pool == "token", pos_init=pos_init, **options)
         self.dropout = Dropout(c.dropout)
         self.blocks = [
             Block(

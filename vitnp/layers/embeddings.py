@@ -15,24 +15,34 @@ from numpy.typing import DTypeLike
 from vitnp.backend import Array
 from vitnp.context import Context
 from vitnp.initializers import constant, normal
-from vitnp.layer import Layer
+from vitnp.layer import Initializer, Layer
 
 
 class Embeddings(Layer):
-    """Put the class token first (`class_token=True`), then add a learned vector for each position."""
+    """Put the class token first (`class_token=True`), then add a learned vector for each position.
+
+    `pos_init` is how the vectors start, N(0, 0.02²) unless said.
+    """
 
     cls_token: Array
     pos_embed: Array
     inline = True  # as everywhere, the names are `cls_token` and `pos_embed`
 
     def __init__(
-        self, patches: int, dim: int, *, class_token: bool = True, rng: int | None = 0, dtype: DTypeLike = "float32"
+        self,
+        patches: int,
+        dim: int,
+        *,
+        class_token: bool = True,
+        pos_init: Initializer | None = None,
+        rng: int | None = 0,
+        dtype: DTypeLike = "float32",
     ) -> None:
         super().__init__()
         self.first = int(class_token)  # where the patches begin
         if class_token:
             self.declare("cls_token", (1, 1, dim), dtype, constant(0))
-        self.declare("pos_embed", (1, patches + self.first, dim), dtype, normal(0.02))
+        self.declare("pos_embed", (1, patches + self.first, dim), dtype, pos_init or normal(0.02))
         self.built(rng)
 
     def forward(self, x: Array, ctx: Context) -> Array:
