@@ -1,6 +1,7 @@
 """Inference: the same numbers as the network's own forward, whatever the batches, and no answer without a number."""
 
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -181,6 +182,29 @@ def test_mistakes_of_equal_confidence_come_in_the_order_of_the_images():
     probabilities = np.tile([[0.75, 0.25], [0.5, 0.5]], (100, 1))
     found = vitnp.Evaluation(1.0, 0.0, np.zeros(2), confusion, probabilities, predicted, labels)
     assert found.mistakes().tolist() == [*range(0, 200, 2), *range(1, 200, 2)]
+
+
+def test_memory_of_inference_does_not_grow_with_depth():
+    def kilobytes(depth):
+        model = hard_model("float32", depth=depth)
+        images = images_for(model, 400)
+        tracemalloc.start()
+        vitnp.predict(model, images)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak / 1e3
+
+    kilobytes(1)  # what is loaded and cached at first
+    assert kilobytes(8) < kilobytes(1) + 100  # each block's own would be 8,000 more
+
+
+def test_few_images_are_spread_over_all_cores(monkeypatch):
+    model = hard_model("float32")
+    monkeypatch.setattr("vitnp.inference.usable_cores", lambda: 3)
+    seen = []
+    model.forward = lambda x, ctx: seen.append(len(x)) or type(model).forward(model, x, ctx)
+    vitnp.predict(model, images_for(model, 8))
+    assert sorted(seen) == [2, 3, 3]
 
 
 # refusals

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,11 +26,13 @@ from vitnp.backend import Array, to_cpu
 from vitnp.checkpoint import CheckpointError, load_checkpoint
 from vitnp.context import Context
 from vitnp.data.batches import normalize
+from vitnp.layer import Layer
 from vitnp.losses import softmax_cross_entropy
 from vitnp.parallel import blas_controller, one_at_a_time, usable_cores
 from vitnp.vit import VisionTransformer
 
-BATCH = 256  # images in the network at a time, on all cores together
+BATCH = 256  # images in the network at a time, on all cores together, at most
+ROWS = 2048  # tokens that a core's cache holds with all that a block makes of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,11 +205,11 @@ def _in_batches(
     images = images if hasattr(images, "dtype") else np.asarray(images)
     _check_images(model, images, mean, std, batch_size)
     threads = min(usable_cores() if model.device == "cpu" else 1, batch_size)
-    size = batch_size // threads
+    size = _images_a_pass(model, len(images), batch_size, threads)
     results = np.empty((len(images), width), model.flat.dtype)
     contexts: SimpleQueue[Context] = SimpleQueue()
     for _ in range(threads):
-        contexts.put(Context())
+        contexts.put(_Streaming())
 
     def run(start: int) -> None:
         ctx, rows = contexts.get(), slice(start, start + size)
@@ -223,6 +226,31 @@ def _in_batches(
             pass
     _check_finite(results, images)
     return results
+
+
+class _Streaming(Context):
+    """A context for forwards that nobody looks into: a block's results go where the block before it had its own.
+
+    So memory does not grow with depth, and stays in the cache. By the time a block writes its output it has done with
+    its input, which is the output of the block before.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kinds: dict[Layer, tuple[type[Layer], str]] = {}
+
+    def empty(self, layer: Layer, name: str, shape: tuple[int, ...], like: Array) -> Array:
+        """Return memory that layers of the same kind and place in a block share."""
+        if layer not in self._kinds:
+            self._kinds[layer] = type(layer), re.sub(r"\d+", "", layer.path)
+        return self._memory((*self._kinds[layer], name), shape, like)
+
+
+def _images_a_pass(model: VisionTransformer, images: int, batch_size: int, threads: int) -> int:
+    """How many images a thread takes at a time: as many as stay in the cache, and no more than its share of all."""
+    if model.device != "cpu":
+        return batch_size
+    return min(batch_size // threads, max(1, ROWS // model.config.num_tokens), -(-images // threads))
 
 
 def _prepare(images: Array, mean: Sequence[float] | None, std: Sequence[float] | None, dtype: np.dtype) -> Array:

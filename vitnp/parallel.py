@@ -10,6 +10,7 @@ arrays in that core's cache, which several BLAS threads in turn on the same arra
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import threading
@@ -139,8 +140,9 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+@functools.cache
 def blas_controller() -> Any:
-    """Return a controller of BLAS's threads; looking for the libraries takes longer than a small model's step may."""
+    """Return the controller of BLAS's threads: looking for the libraries takes longer than a small model's step may."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()

@@ -7,6 +7,7 @@ from helpers import normal, same_bits
 import vitnp
 from vitnp.kernels import cpu
 from vitnp.layers import Tanh
+from vitnp.layers.attention import product_transposed
 from vitnp.layers.gelu import gelu_erf, gelu_tanh
 from vitnp.layers.layer_norm import layer_norm, layer_norm_backward
 from vitnp.layers.softmax import softmax, softmax_backward
@@ -35,18 +36,19 @@ def arguments(kernel, shape, dtype):
         layer_norm_backward: (normal(shape, 4), normal(row, 2) + 1, x, 1 + abs(normal((*shape[:-1], 1), 5))),
         softmax: (x,),
         softmax_backward: (normal(shape, 4), p),
+        product_transposed: (np.atleast_2d(x)[..., :101], np.atleast_2d(normal(shape, 2))[..., :101], 0.7),
     }[kernel]
     return [a.astype(dtype) if isinstance(a, np.ndarray) else a for a in given]
 
 
-KERNELS = [gelu_tanh, gelu_erf, layer_norm, layer_norm_backward, softmax, softmax_backward]
+KERNELS = [gelu_tanh, gelu_erf, layer_norm, layer_norm_backward, softmax, softmax_backward, product_transposed]
 every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
 def fast(kernel, arguments, ctx=None, layer=None):
     """The results of the kernel, as a tuple."""
-    memory = (ctx or vitnp.Context()).memory(layer or Tanh())
+    memory = (ctx or vitnp.Context(record=True)).memory(layer or Tanh())
     result = kernel(*arguments, memory=memory)
     return result if isinstance(result, tuple) else (result,)
 
@@ -121,7 +123,7 @@ def test_kernel_computes_float32_in_float32(kernel):
 
 @every_kernel
 def test_results_of_two_layers_do_not_share_memory(kernel):
-    ctx, given = vitnp.Context(), arguments(kernel, MANY_ROWS, "float32")
+    ctx, given = vitnp.Context(record=True), arguments(kernel, MANY_ROWS, "float32")
     first = fast(kernel, given, ctx, Tanh())
     kept = [a.copy() for a in first]
     fast(kernel, [-a if isinstance(a, np.ndarray) else a for a in given], ctx, Tanh())
@@ -136,17 +138,26 @@ def test_results_of_one_call_do_not_share_memory(kernel):
 
 @every_kernel
 def test_memory_is_that_of_the_pass_before(kernel):
-    ctx, layer, given = vitnp.Context(), Tanh(), arguments(kernel, MANY_ROWS, "float32")
+    ctx, layer, given = vitnp.Context(record=True), Tanh(), arguments(kernel, MANY_ROWS, "float32")
     first, second = fast(kernel, given, ctx, layer), fast(kernel, given, ctx, layer)
     assert all(np.shares_memory(a, b) for a, b in zip(first, second, strict=True))
 
 
 @every_kernel
 def test_a_smaller_batch_after_a_larger_one(kernel):
-    ctx, layer = vitnp.Context(), Tanh()
+    ctx, layer = vitnp.Context(record=True), Tanh()
     fast(kernel, arguments(kernel, MANY_ROWS, "float64"), ctx, layer)
     given = arguments(kernel, (7, 101), "float64")
     assert_equal(fast(kernel, given, ctx, layer), plain(kernel, given), bar(kernel, "float64"))
+
+
+@every_dtype
+@pytest.mark.parametrize("gelu", [gelu_tanh, gelu_erf], ids=lambda gelu: gelu.__name__)
+def test_gelu_has_no_slope_where_nothing_is_recorded(gelu, dtype):
+    given = arguments(gelu, MANY_ROWS, dtype)
+    y, slope = fast(gelu, given, vitnp.Context())
+    assert slope is None
+    assert same_bits(y, fast(gelu, given)[0])
 
 
 @every_kernel

@@ -15,15 +15,18 @@ from vitnp.context import Memory
 from vitnp.layers.gelu import CUBIC, SQRT_2_OVER_PI
 from vitnp.layers.gelu import gelu_erf as plain_gelu_erf
 
-BLOCK = 32768  # elements: five float32 arrays of them fit into an L2 cache of one megabyte
+BLOCK = 1 << 17  # elements, 512 KB of float32: small enough for the cache of a core, and few calls for two threads
 SATURATED = 1e4  # (100)²: there √(2/π) (x + a x³) is beyond 3e4
-SPREAD = 16.0  # so close, scores lose no more in a common shift than they had lost when they were rounded
+SAFE = 1e15  # between 1/SAFE and SAFE, a row's sum has neither overflowed nor lost a term that counts
 
 
-def gelu_tanh(x: np.ndarray, *, memory: Memory) -> tuple[np.ndarray, np.ndarray]:
-    """See vitnp/layers/gelu.py. With h = ½ (1 + t), 1 − t² = 4 h (1 − h): the slope is h + 2 y (1 − h) u'."""
-    y, slope = memory.empty("y", x.shape, like=x), memory.empty("slope", x.shape, like=x)
-    for x_, y_, slope_ in _blocks(x, y, slope):
+def gelu_tanh(x: np.ndarray, *, memory: Memory) -> tuple[np.ndarray, np.ndarray | None]:
+    """See vitnp/layers/gelu.py. With h = ½ (1 + t), 1 − t² = 4 h (1 − h): the slope is h + 2 y (1 − h) u'.
+
+    Where nothing is recorded there will be no backward, and no slope is computed.
+    """
+    y, slope = memory.empty("y", x.shape, like=x), _recorded("slope", x, memory)
+    for x_, y_, slope_ in _blocks(x, y, slope if slope is not None else y):
         h = memory.scratch("h", x_.shape, like=x)
         np.multiply(x_, x_, out=slope_)
         np.minimum(slope_, SATURATED, out=slope_)  # x²; larger ones only overflow, for tanh is ±1 long before
@@ -34,6 +37,8 @@ def gelu_tanh(x: np.ndarray, *, memory: Memory) -> tuple[np.ndarray, np.ndarray]
         h += 1
         h *= 0.5
         np.multiply(x_, h, out=y_)
+        if slope is None:
+            continue
         slope_ *= 6 * CUBIC * SQRT_2_OVER_PI
         slope_ += 2 * SQRT_2_OVER_PI  # 2 u'
         slope_ *= y_
@@ -43,12 +48,18 @@ def gelu_tanh(x: np.ndarray, *, memory: Memory) -> tuple[np.ndarray, np.ndarray]
     return y, slope
 
 
-def gelu_erf(x: np.ndarray, *, memory: Memory) -> tuple[np.ndarray, np.ndarray]:
+def gelu_erf(x: np.ndarray, *, memory: Memory) -> tuple[np.ndarray, np.ndarray | None]:
     """See vitnp/layers/gelu.py: the plain formula, block by block."""
-    y, slope = memory.empty("y", x.shape, like=x), memory.empty("slope", x.shape, like=x)
-    for x_, y_, slope_ in _blocks(x, y, slope):
-        y_[...], slope_[...] = plain_gelu_erf.__wrapped__(x_)
+    y, slope = memory.empty("y", x.shape, like=x), _recorded("slope", x, memory)
+    for x_, y_, slope_ in _blocks(x, y, slope if slope is not None else y):
+        value, slope_[...] = plain_gelu_erf.__wrapped__(x_)
+        y_[...] = value  # last, for slope_ is y_ where nothing is recorded
     return y, slope
+
+
+def _recorded(name: str, x: np.ndarray, memory: Memory) -> np.ndarray | None:
+    """Memory for what only a backward reads, if there can be one."""
+    return memory.empty(name, x.shape, like=x) if memory.ctx.record else None
 
 
 def layer_norm(
@@ -88,19 +99,33 @@ def layer_norm_backward(
     return dx, dgamma_rows
 
 
+def product_transposed(a: np.ndarray, b: np.ndarray, scale: float = 1.0, *, memory: Memory) -> np.ndarray:
+    """See vitnp/layers/attention.py. BLAS multiplies many small matrices twice as fast if none is transposed.
+
+    So b is turned into other memory first, which is when the scale costs nothing. The result of the last call of the
+    same layer is lost: attention needs its scores no more when it forms the gradient of its weights.
+    """
+    (*many, N, _), (M, K) = a.shape, b.shape[-2:]
+    turned = memory.scratch("turned", (*many, K, M), like=b)
+    np.multiply(b.swapaxes(-1, -2), scale, out=turned)
+    product: np.ndarray = memory.empty("product", (*many, N, M), like=a)
+    return np.matmul(a, turned, out=product)
+
+
 def softmax(x: np.ndarray, *, memory: Memory) -> np.ndarray:
     """See vitnp/layers/softmax.py."""
     p: np.ndarray = memory.empty("p", x.shape, like=x)
     ones = np.ones(x.shape[-1], x.dtype)
     for x_, p_ in _row_blocks(x.shape[-1], x, p):
-        # Any shift near a row's maximum does. Where all rows lie close together one serves them all, and the maximum of
-        # a block is found much faster than one of each short row.
-        shift = x_.max()
-        if not shift - x_.min() < SPREAD:
-            shift = x_.max(-1, keepdims=True)
-        np.subtract(x_, shift, out=p_)
-        np.exp(p_, out=p_)
-        p_ /= (p_ @ ones)[:, None]
+        # The shift by a row's maximum only keeps e^x in range. Scores are seldom so large: try without.
+        with np.errstate(over="ignore"):
+            np.exp(x_, out=p_)
+            sums = p_ @ ones
+        if not (sums.min() > 1 / SAFE and sums.max() < SAFE):
+            np.subtract(x_, x_.max(-1, keepdims=True), out=p_)
+            np.exp(p_, out=p_)
+            sums = p_ @ ones
+        p_ *= (1 / sums)[:, None]
     return p
 
 

@@ -23,10 +23,17 @@ from numpy.typing import DTypeLike
 from vitnp.backend import Array, array_module
 from vitnp.context import Context
 from vitnp.initializers import xavier_uniform
+from vitnp.kernels import tuned
 from vitnp.layer import Layer
 from vitnp.layers.dropout import Dropout
 from vitnp.layers.linear import Linear
 from vitnp.layers.softmax import Softmax
+
+
+@tuned
+def product_transposed(a: Array, b: Array, scale: float = 1.0) -> Array:
+    """Return a bᵀ · scale of the last two axes: (..., N, K) and (..., M, K) -> (..., N, M)."""
+    return a @ b.swapaxes(-1, -2) * scale
 
 
 class Attention(Layer):
@@ -56,9 +63,7 @@ class Attention(Layer):
         """x (B, N, D) -> y (B, N, D)."""
         xp, (B, N, D) = array_module(x), x.shape
         q, k, v = self._split(self.qkv.forward(x, ctx))
-        scores = ctx.empty(self, "scores", (B, self.num_heads, N, N), like=x)
-        xp.matmul(q, k.swapaxes(-1, -2), out=scores)
-        scores *= self.scale
+        scores = product_transposed(q, k, self.scale, memory=ctx.memory(self))
         probs = self.softmax.forward(scores, ctx)
         weights = self.dropout.forward(probs, ctx)
         merged = ctx.empty(self, "heads", (B, N, D), like=x)
@@ -74,8 +79,7 @@ class Attention(Layer):
         # 5  y = merged heads @ W_proj + b
         dheads = self._by_head(self.proj.backward(dy, ctx))
         # 4  heads = weights @ v
-        dweights = ctx.empty(self, "dweights", s.weights.shape, like=dy)
-        xp.matmul(dheads, s.v.swapaxes(-1, -2), out=dweights)
+        dweights = product_transposed(dheads, s.v, memory=ctx.memory(self))
         xp.matmul(s.weights.swapaxes(-1, -2), dheads, out=dv)
         # 3  probs = softmax(scores), weights = dropout(probs)
         dscores = self.softmax.backward(self.dropout.backward(dweights, ctx), ctx)
