@@ -1,101 +1,64 @@
 #!/usr/bin/env python3
-"""Time training steps: forward, cross-entropy, backward and Adam, in float32; with --compare, beside PyTorch's.
+"""Time training steps or inference, beside PyTorch and JAX, and say where the time goes.
 
-Both sides start from the same weights and see the same batch, take turns in one process, and their losses are compared,
-so that neither is timed at other work. Medians count; on a shared machine only ratios do. Further sides tell what data
-cost: the same step on images that are shifted, flipped (and changed by RandAugment) ahead of it on a thread.
+    python scripts/benchmark.py --compare torch                          five workloads, training steps
+    python scripts/benchmark.py --compare torch,torch-compile,jax cifar-96 --picture speed.png
+    python scripts/benchmark.py --inference --compare torch
+    python scripts/benchmark.py --layers ti-224                          the time of each kind of layer
+    python scripts/benchmark.py --memory --compare torch cifar-192       peak memory, each side in a process of its own
+    python scripts/benchmark.py Ti/16:batch=4,image_size=160,dropout=0.1 any other size
+
+A training step is forward, cross-entropy, backward and Adam, in float32. All sides start from the same weights and see
+the same batch, take turns in one process, and their losses are compared, so that none is timed at other work. Medians
+count; on a shared machine only ratios do. GFLOP/s are those of the matrix products alone, and beside them stands their
+share of what this machine's matrix product of 2048 x 2048 reaches in the same run. The sides shift-flip and
+rand-augment tell what data cost: vitnp's step on images that are augmented ahead of it on a thread.
 """
 
 import argparse
+import collections
 import functools
+import importlib.util
 import itertools
+import json
+import multiprocessing
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
+import peers
 
 import vitnp
 from vitnp import train
 from vitnp.data import Augmentation, Batches, Dataset, channel_statistics, prepared_ahead
+from vitnp.inspection import check_new_picture
 
+MNIST = {"image_size": 28, "channels": 1, "dim": 64, "num_heads": 4, "mlp_dim": 128}
+CIFAR = {"image_size": 32, "patch_size": 4, "channels": 3, "depth": 6, "num_heads": 3}
 WORKLOADS = {
-    "mnist-p7": (
-        128,
-        {"image_size": 28, "patch_size": 7, "channels": 1, "dim": 64, "depth": 6, "num_heads": 4, "mlp_dim": 128},
-    ),
-    "mnist-p4": (
-        128,
-        {"image_size": 28, "patch_size": 4, "channels": 1, "dim": 64, "depth": 4, "num_heads": 4, "mlp_dim": 128},
-    ),
-    "cifar-96": (
-        128,
-        {"image_size": 32, "patch_size": 4, "channels": 3, "dim": 96, "depth": 6, "num_heads": 3, "mlp_dim": 192},
-    ),
-    "cifar-192": (
-        128,
-        {"image_size": 32, "patch_size": 4, "channels": 3, "dim": 192, "depth": 6, "num_heads": 3, "mlp_dim": 768},
-    ),
+    "mnist-p7": (128, {**MNIST, "patch_size": 7, "depth": 6}),
+    "mnist-p4": (128, {**MNIST, "patch_size": 4, "depth": 4}),
+    "cifar-96": (128, {**CIFAR, "dim": 96, "mlp_dim": 192}),
+    "cifar-192": (128, {**CIFAR, "dim": 192, "mlp_dim": 768}),
     "ti-224": (8, vars(vitnp.ViTConfig.named("Ti/16"))),
 }
-LEARNING_RATE = 1e-3
 TURN = 0.5  # seconds
+SQUARE = 2048  # side of the matrices whose product shows what the machine can do
+AGREE = 1e-4  # relative: how close the losses of two libraries are after three steps
 
 
-def vitnp_step(model, images, labels, device):
-    """Return a function that takes one training step and returns its loss."""
+def vitnp_side(model, images, labels, device, micro_batch=None):
+    """What this package does unless told otherwise."""
     model = model.to_device(device)
-    step = vitnp.ShardedStep(model, vitnp.Adam(model, LEARNING_RATE))
+    step = vitnp.ShardedStep(model, vitnp.Adam(model, peers.LEARNING_RATE), micro_batch=micro_batch)
     images = vitnp.to_device(images, device)
-    return lambda: float(step.step(images, labels))
+    return peers.Side(lambda: float(step.step(images, labels)), lambda: vitnp.predict(model, images))
 
 
-def torch_step(model, images, labels, device):
-    """Return the same for PyTorch in eager mode, with its fused attention, from the same weights."""
-    import torch
-    import torch.nn.functional as F
-
-    config = model.config
-    p = {
-        # F.linear wants weights as (d_out, d_in)
-        name: torch.tensor(array.T.copy() if name.endswith(".weight") else array, device=device, requires_grad=True)
-        for name, array in model.parameters().items()
-    }
-    optimizer = torch.optim.Adam(p.values(), LEARNING_RATE)
-    x, y = torch.tensor(images, device=device), torch.tensor(labels, device=device)
-    (H, W), (P, _), C = config.image_size, config.patch_size, config.channels
-    patches = x.reshape(len(x), H // P, P, W // P, P, C).swapaxes(2, 3).reshape(len(x), -1, P * P * C)
-
-    def linear(x, name):
-        return F.linear(x, p[f"{name}.weight"], p[f"{name}.bias"])
-
-    def norm(x, name):
-        return F.layer_norm(x, (config.dim,), p[f"{name}.gamma"], p[f"{name}.beta"], config.layer_norm_eps)
-
-    def forward():
-        x = linear(patches, "patch_embed")
-        x = torch.cat([p["cls_token"].expand(len(x), -1, -1), x], 1) + p["pos_embed"]
-        for i in range(config.depth):
-            name = f"blocks.{i}"
-            qkv = linear(norm(x, f"{name}.norm1"), f"{name}.attn.qkv")
-            q, k, v = qkv.unflatten(-1, (3, config.num_heads, -1)).permute(2, 0, 3, 1, 4)
-            heads = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-            x = x + linear(heads, f"{name}.attn.proj")
-            hidden = F.gelu(linear(norm(x, f"{name}.norm2"), f"{name}.mlp.fc1"), approximate="tanh")
-            x = x + linear(hidden, f"{name}.mlp.fc2")
-        return linear(norm(x[:, 0], "norm"), "head")
-
-    def step():
-        optimizer.zero_grad()
-        loss = F.cross_entropy(forward(), y)
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return step
-
-
-def augmented_step(model, images, labels, device, **changes):
-    """Return the step of vitnp where every batch is chosen, augmented and normalised while the one before trains."""
+def augmented_side(model, images, labels, device, **changes):
+    """The same where every batch is chosen, augmented and normalised while the one before trains."""
     rng, batch = np.random.default_rng(0), len(images)
     images = rng.integers(0, 256, (16 * batch, *images.shape[1:]), np.uint8)
     names = tuple(map(str, range(model.config.num_classes)))
@@ -104,58 +67,302 @@ def augmented_step(model, images, labels, device, **changes):
     batches = Batches(dataset, batch, mean=mean, std=std, augmentation=Augmentation(**changes))
     stream = prepared_ahead(batch for epoch in itertools.count() for batch in batches.epoch(epoch))
     model = model.to_device(device)
-    step = vitnp.ShardedStep(model, vitnp.Adam(model, LEARNING_RATE))
+    step = vitnp.ShardedStep(model, vitnp.Adam(model, peers.LEARNING_RATE))
 
     def take():
         images, labels = next(stream)
         return float(step.step(vitnp.to_device(images, device), labels))
 
-    return take
+    return peers.Side(take, lambda: vitnp.predict(model, images, mean=mean, std=std))
 
 
 SIDES = {
-    "vitnp": vitnp_step,
-    "torch": torch_step,
-    "shift-flip": functools.partial(augmented_step, shift=4, flip=True),
-    "rand-augment": functools.partial(augmented_step, shift=4, flip=True, rand_augment=9.0),
+    "vitnp": vitnp_side,
+    "torch": peers.torch_side,
+    "torch-compile": functools.partial(peers.torch_side, compiled=True),
+    "jax": peers.jax_side,
+    "shift-flip": functools.partial(augmented_side, shift=4, flip=True),
+    "rand-augment": functools.partial(augmented_side, shift=4, flip=True, rand_augment=9.0),
 }
+OTHER_WORK = ("shift-flip", "rand-augment")  # on other images, so their losses are their own
+
+
+def parse_workload(text):
+    """NAME or NAME:field=value,... -> (name, batch, config); NAME is one of WORKLOADS or a published size as B/32."""
+    name, _, changes = text.partition(":")
+    if name in WORKLOADS:
+        batch, fields = WORKLOADS[name]
+    else:
+        try:
+            batch, fields = 8, vars(vitnp.ViTConfig.named(name))
+        except ValueError:
+            known = ", ".join(WORKLOADS)
+            raise ValueError(f"there is no workload {name!r}: choose one of {known}, or a size as B/16") from None
+    fields = dict(fields)
+    for change in filter(None, changes.split(",")):
+        field, _, value = change.partition("=")
+        if field != "batch" and field not in vitnp.ViTConfig.__dataclass_fields__:
+            raise ValueError(f"{text}: there is no field {field!r}; write NAME:batch=64,depth=4 and the like")
+        fields[field] = json.loads(value) if value.replace(".", "").isdigit() else value
+    batch = fields.pop("batch", batch)
+    if not isinstance(batch, int) or batch < 1:
+        raise ValueError(f"{text}: batch is {batch!r}; it must be an integer of at least 1")
+    return text, batch, vitnp.ViTConfig(**fields)
+
+
+def make_batch(batch, config):
+    """Return a new model and a batch of noise for it."""
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((batch, *config.image_size, config.channels), np.float32)
+    return vitnp.VisionTransformer(config, rng=0), images, rng.integers(0, config.num_classes, batch)
+
+
+def product_flops(config):
+    """Return the floating-point operations of the matrix products of one image's forward; backward has twice as many.
+
+    Dosovitskiy et al., section 3.1 and appendix A: a product (m, k) @ (k, n) has m k n multiplications and additions.
+    """
+    N, D, M, (P_h, P_w) = config.num_tokens, config.dim, config.mlp_dim, config.patch_size
+    block = N * D * (3 * D + D + 2 * M) + 2 * N * N * D
+    patches, hidden = config.num_patches * P_h * P_w * config.channels * D, config.representation_size
+    head = D * hidden + hidden * config.num_classes if hidden else D * config.num_classes
+    return 2 * (patches + config.depth * block + head)
+
+
+def square_product():
+    """Return a function that multiplies two large square matrices on all cores, and its operations."""
+    a, b = np.random.default_rng(0).standard_normal((2, SQUARE, SQUARE), np.float32)
+    out = np.empty_like(a)
+    return lambda: np.matmul(a, b, out=out), 2 * SQUARE**3
 
 
 def time_in_turn(steps, seconds):
-    """Return the milliseconds of each side's steps, taken in turns for so many seconds, and their first losses."""
-    losses = {side: [step() for _ in range(3)] for side, step in steps.items()}
+    """Return the milliseconds of each side's calls, taken in turns for so many seconds."""
     times = {side: [] for side in steps}
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times["vitnp"]) < 5:
+    while time.perf_counter() < end or min(map(len, times.values())) < 5:
         for side, step in steps.items():
             step()  # not counted: the other side's threads may still spin, waiting for work
             turn = time.perf_counter() + TURN
             while (start := time.perf_counter()) < turn:
                 step()
                 times[side].append(1000 * (time.perf_counter() - start))
-    return times, losses
+    return times
+
+
+def compare_results(sides, inference):
+    """Call each side three times, and raise ValueError where one computes something else than vitnp."""
+    found = {name: [side.infer() if inference else side.train() for _ in range(3)] for name, side in sides.items()}
+    for name in sides.keys() - set(OTHER_WORK) - {"vitnp"}:
+        values = [_softmax(logits) for logits in found[name]] if inference else found[name]
+        if not np.allclose(values, found["vitnp"], rtol=AGREE, atol=AGREE if inference else 0):
+            what = "probabilities" if inference else f"losses, {found[name]},"
+            raise ValueError(f"{name} computes other {what} than vitnp: both would be timed at different work")
+
+
+def _softmax(logits):
+    exp = np.exp(logits - logits.max(-1, keepdims=True))
+    return exp / exp.sum(-1, keepdims=True)
+
+
+def measure(name, batch, config, args):
+    """Time one workload; return a dict that JSON can hold."""
+    model, images, labels = make_batch(batch, config)
+    if args.inference:  # a new model's head is zero, and so would all answers be
+        model.classifier.head.weight[...] = np.random.default_rng(1).standard_normal(model.classifier.head.weight.shape)
+    sides = {side: SIDES[side](model.astype("float32"), images, labels, args.device) for side in args.sides}
+    compare_results(sides, args.inference)
+    calls = {side: functions.infer if args.inference else functions.train for side, functions in sides.items()}
+    flops = batch * product_flops(config) * (1 if args.inference else 3)
+    if args.device == "cpu":
+        calls["square"], square_flops = square_product()
+    times = time_in_turn(calls, args.seconds)
+    ms = {side: statistics.median(values) for side, values in times.items()}
+    rate = square_flops / ms.pop("square") / 1e6 if args.device == "cpu" else None
+    rows = {
+        side: {"ms": value, "images_per_s": 1000 * batch / value, "gflop_per_s": flops / value / 1e6}
+        for side, value in ms.items()
+    }
+    return {"workload": name, "batch": batch, "inference": args.inference, "square_gflop_per_s": rate, "sides": rows}
+
+
+def print_times(result):
+    """One line a side."""
+    rate, sides = result["square_gflop_per_s"], result["sides"]
+    for i, (side, row) in enumerate(sides.items()):
+        name = f"{result['workload']:24} {result['batch']:5}" if i == 0 else " " * 30
+        share = f"{100 * row['gflop_per_s'] / rate:6.0f} %" if rate else " " * 8
+        ratio = f"{row['ms'] / sides['vitnp']['ms']:8.2f}" if i else ""
+        print(f"{name} {side:13} {row['ms']:9.2f} {row['images_per_s']:9,.0f} {row['gflop_per_s']:8.0f}{share}{ratio}")
+    sys.stdout.flush()
+
+
+# -- where the time goes ----------------------------------------------------------------------------------------------
+
+
+def profile(name, batch, config, seconds):
+    """Print the time of one shard's step on one core by phase and by kind of layer."""
+    cores = vitnp.parallel.usable_cores()
+    model, images, labels = make_batch(max(1, batch // cores), config)
+    ctx, optimizer = vitnp.Context(train=True, rng=0), vitnp.Adam(model)
+    spent, calls, phases, end = collections.Counter(), [], collections.defaultdict(list), time.perf_counter() + seconds
+    for layer in model.layers():
+        for phase in ("forward", "backward"):
+            _time_calls(layer, phase, spent, calls)
+    per_layer = collections.defaultdict(list)
+    with vitnp.parallel.blas_controller().limit(limits=1, user_api="blas"):
+        while time.perf_counter() < end or len(phases["step"]) < 5:
+            spent.clear()
+            marks = [time.perf_counter()]
+            for work in _phases(model, images, labels, ctx, optimizer):
+                work()
+                marks.append(time.perf_counter())
+            for phase, (start, stop) in zip(PHASES, itertools.pairwise(marks), strict=True):
+                phases[phase].append(stop - start)
+            phases["step"].append(marks[-1] - marks[0])
+            for key, value in spent.items():
+                per_layer[key].append(value)
+    _print_profile(name, len(images), phases, per_layer)
+
+
+PHASES = ("forward", "loss", "backward", "optimizer")
+
+
+def _phases(model, images, labels, ctx, optimizer):
+    """The four parts of a step, in order."""
+    results = {}
+    yield lambda: results.update(logits=model.forward(images, ctx))
+    yield lambda: results.update(dlogits=vitnp.softmax_cross_entropy(results["logits"], labels)[1])
+    yield lambda: model.backward(results["dlogits"], ctx)
+    yield lambda: (optimizer.step(ctx), ctx.zero_grad())
+
+
+def _time_calls(layer, phase, spent, running):
+    """Wrap a layer's method so that `spent` counts its time without that of the layers it calls."""
+    method, kind = getattr(layer, phase), layer.path.rpartition(".")[2] or "the whole"
+    key = (f"{type(layer).__name__} {kind}" if type(layer).__name__ == "Linear" else type(layer).__name__, phase)
+
+    def timed(*arrays):
+        start = time.perf_counter()
+        running.append(0.0)
+        result = method(*arrays)
+        taken = time.perf_counter() - start
+        spent[key] += taken - running.pop()
+        if running:
+            running[-1] += taken
+        return result
+
+    setattr(layer, phase, timed)
+
+
+def _print_profile(name, batch, phases, per_layer):
+    medians = {key: 1000 * statistics.median(values) for key, values in per_layer.items()}
+    whole = {phase: 1000 * statistics.median(values) for phase, values in phases.items()}
+    parts = ", ".join(f"{phase} {whole[phase]:.2f}" for phase in PHASES)
+    print(f"{name}, {batch} images on one core: {whole['step']:.2f} ms ({parts})")
+    print(f"    {'layer':20} {'forward':>9} {'backward':>9} {'share':>7}")
+    kinds = sorted({kind for kind, _ in medians}, key=lambda kind: -_both(medians, kind))
+    for kind in kinds:
+        forward, backward = medians.get((kind, "forward"), 0.0), medians.get((kind, "backward"), 0.0)
+        print(f"    {kind:20} {forward:9.2f} {backward:9.2f} {100 * (forward + backward) / whole['step']:6.1f} %")
+
+
+def _both(medians, kind):
+    return sum(medians.get((kind, phase), 0.0) for phase in ("forward", "backward"))
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def peak_memory(side, text, device, inference):
+    """Return the peak of a process that does nothing but three steps of one side, in MB."""
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_use_memory, args=(send, side, text, device, inference))
+    process.start()
+    send.close()
+    try:
+        return receive.recv()
+    except EOFError:
+        raise ValueError(f"{side}: its process has died; its own message stands above") from None
+    finally:
+        process.join()
+
+
+def _use_memory(send, side, text, device, inference):
+    import resource
+
+    _, batch, config = parse_workload(text)
+    functions = SIDES[side](*make_batch(batch, config), device)
+    for _ in range(3):
+        functions.infer() if inference else functions.train()
+    unit = 1 if sys.platform == "darwin" else 1024
+    send.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+def draw(results, path):
+    """Bars of images a second, relative to vitnp's."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 + 1.6 * len(results), 4), layout="constrained")
+    axes, sides = figure.subplots(), list(results[0]["sides"])
+    for i, side in enumerate(sides):
+        heights = [result["sides"]["vitnp"]["ms"] / result["sides"][side]["ms"] for result in results]
+        places = [j + i * 0.8 / len(sides) for j in range(len(results))]
+        bars = axes.bar(places, heights, 0.8 / len(sides), label=side)
+        speeds = [f"{result['sides'][side]['images_per_s']:,.0f}" for result in results]
+        axes.bar_label(bars, speeds, fontsize="small", rotation=90 if len(sides) > 2 else 0, padding=2)
+    axes.set_xticks([j + 0.4 - 0.4 / len(sides) for j in range(len(results))], [r["workload"] for r in results])
+    what = "Inference" if results[0]["inference"] else "Training"
+    axes.set(title=f"{what}: images a second, beside vitnp's", ylabel="speed, vitnp = 1")
+    axes.margins(y=0.2)
+    axes.legend()
+    figure.savefig(path, dpi=120)
 
 
 def benchmark(args):
-    sides = ["vitnp", *args.compare]
-    columns = " ".join(f"{side + ' ms':>15} {'images/s':>9}" for side in sides)
-    print(f"{'workload':10} {'batch':>5} {columns}   {'faster by' if args.compare else ''}")
-    for name in args.workloads:
-        batch, sizes = WORKLOADS[name]
-        config = vitnp.ViTConfig(**sizes)
-        model = vitnp.VisionTransformer(config, rng=0)
-        rng = np.random.default_rng(0)
-        images = rng.standard_normal((batch, *config.image_size, config.channels), np.float32)
-        labels = rng.integers(0, config.num_classes, batch)
-        steps = {side: SIDES[side](model.astype("float32"), images, labels, args.device) for side in sides}
-        times, losses = time_in_turn(steps, args.seconds)
-        for side in {"torch"}.intersection(args.compare):
-            if not np.allclose(losses[side], losses["vitnp"], rtol=1e-4):
-                raise ValueError(f"{side} computes other losses, {losses[side]}, than vitnp, {losses['vitnp']}")
-        medians = {side: statistics.median(values) for side, values in times.items()}
-        row = " ".join(f"{ms:15.1f} {1000 * batch / ms:9,.0f}" for ms in medians.values())
-        ratios = " ".join(f"{medians[side] / medians['vitnp']:.2f}" for side in args.compare)
-        print(f"{name:10} {batch:5} {row}   {ratios}", flush=True)
+    workloads = [parse_workload(text) for text in args.workloads]
+    if args.picture is not None:
+        check_new_picture(args.picture)
+        if importlib.util.find_spec("matplotlib") is None:
+            raise ValueError("--picture needs matplotlib: pip install matplotlib")
+    if args.layers:
+        for name, batch, config in workloads:
+            profile(name, batch, config, args.seconds)
+        return 0
+    if args.memory:
+        return report_memory(workloads, args)
+    if not args.json:
+        side = "inference" if args.inference else "training"
+        numbers = f"{'ms':>9} {'images/s':>9} {'GFLOP/s':>8} {'of peak':>7} {'ratio':>7}"
+        print(f"{'workload':24} {'batch':>5} {side:13} {numbers}")
+    results = []
+    for name, batch, config in workloads:
+        results.append(measure(name, batch, config, args))
+        if not args.json:
+            print_times(results[-1])
+    if args.json:
+        print(json.dumps(results))
+    elif results[-1]["square_gflop_per_s"]:
+        rates = ", ".join(f"{result['square_gflop_per_s']:.0f}" for result in results)
+        print(f"peak: GFLOP/s of the product of two {SQUARE} x {SQUARE} matrices, in the order of the rows: {rates}")
+    if args.picture is not None:
+        draw(results, args.picture)
+    return 0
+
+
+def report_memory(workloads, args):
+    results = []
+    for name, *_ in workloads:
+        found = {side: peak_memory(side, name, args.device, args.inference) for side in args.sides}
+        results.append({"workload": name, "peak_mb": found})
+        if not args.json:
+            shares = (f"{side} {mb:,.0f} MB ({found['vitnp'] / mb:.2f})" for side, mb in found.items())
+            print(f"{name:24} {'   '.join(shares)}", flush=True)
+    print(json.dumps(results) if args.json else "in brackets: vitnp's peak, as a share of that side's")
     return 0
 
 
@@ -163,19 +370,44 @@ def make_parser():
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("workloads", nargs="*", default=list(WORKLOADS), metavar="WORKLOAD", help=", ".join(WORKLOADS))
+    known = ", ".join(WORKLOADS)
     parser.add_argument(
-        "--compare", action="append", choices=list(SIDES)[1:], default=[], help="time it in the same run"
+        "workloads",
+        nargs="*",
+        default=list(WORKLOADS),
+        metavar="WORKLOAD",
+        help=f"{known}, or a published size as B/32; each with changes, as cifar-96:batch=64,depth=12",
     )
+    parser.add_argument(
+        "--compare", action="append", default=[], metavar="SIDES", help=f"in the same run: {', '.join(list(SIDES)[1:])}"
+    )
+    parser.add_argument("--inference", action="store_true", help="time inference instead of training steps")
+    parser.add_argument("--layers", action="store_true", help="time each kind of layer instead, on one core")
+    parser.add_argument("--memory", action="store_true", help="measure peak memory instead")
     parser.add_argument("--seconds", type=float, default=20, help="how long to measure a workload, all sides together")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs CuPy and an NVIDIA GPU")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="of the speeds; needs matplotlib")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
-if __name__ == "__main__":
+def parse(argv=None):
     parser = make_parser()
-    args = parser.parse_args()
-    if unknown := [name for name in args.workloads if name not in WORKLOADS]:
-        parser.error(f"there is no workload {unknown[0]!r}; choose from {', '.join(WORKLOADS)}")
+    args = parser.parse_args(argv)
+    compared = list(dict.fromkeys(side for text in args.compare for side in text.split(",")))
+    if unknown := [side for side in compared if side not in list(SIDES)[1:]]:
+        parser.error(f"--compare is {unknown[0]!r}; choose from {', '.join(list(SIDES)[1:])}")
+    for side in compared:
+        package = {"torch": "torch", "torch-compile": "torch", "jax": "jax"}.get(side)
+        if package and importlib.util.find_spec(package) is None:
+            parser.error(f"--compare {side} needs {package}: pip install {package}")
+    if not 0 < args.seconds < float("inf"):
+        parser.error(f"--seconds is {args.seconds}; it must be above 0, and finite")
+    args.sides = ["vitnp", *compared]
+    return args
+
+
+if __name__ == "__main__":
+    args = parse()
     raise SystemExit(train.report_errors(lambda: benchmark(args), debug=args.debug))

@@ -20,8 +20,18 @@ TINY = {
     "weight_decay": 0.01,
     "label_smoothing": 0.0,
     "distort": 0.0,
+    "pos_init": "normal",
 }
-SMALL = {"dim": 32, "depth": 3, "heads": 4, "mlp_dim": 60, "epochs": 30, "lr": 4e-3, "distort": 0.0}
+SMALL = {
+    "dim": 32,
+    "depth": 3,
+    "heads": 4,
+    "mlp_dim": 60,
+    "epochs": 30,
+    "lr": 4e-3,
+    "distort": 0.0,
+    "pos_init": "normal",
+}
 
 
 def load_data(args):

@@ -113,6 +113,11 @@ def training_parser(description: str, **defaults: Any) -> TrainingParser:
     recipe.add_argument("--held-out", type=int, help="training images kept for validation")
     recipe.add_argument("--seed", type=int, default=0, help="of everything random")
     recipe.add_argument("--shards", type=int, default=usable_cores(), help="threads, each with a part of the batch")
+    recipe.add_argument(
+        "--micro-batch",
+        type=int,
+        help="at most so many images of a shard at a time, for large batches in little memory",
+    )
     augmentation = parser.add_argument_group("augmentation")
     flag = argparse.BooleanOptionalAction
     augmentation.add_argument("--distort", type=float, default=0.0, help="strength of turning, slanting, bending")
@@ -214,7 +219,7 @@ def _make_config(args: argparse.Namespace, images: dict[str, Any]) -> ViTConfig:
 
 def _check_options(args: argparse.Namespace) -> None:
     """Raise ValueError that names the option whose value cannot be."""
-    at_least = dict.fromkeys(("epochs", "batch_size", "held_out", "shards", "images"), 1)
+    at_least = dict.fromkeys(("epochs", "batch_size", "held_out", "shards", "micro_batch", "images"), 1)
     at_least |= dict.fromkeys(("seed", "warmup_epochs", "weight_decay", "label_smoothing"), 0)
     for name, least in at_least.items():
         value = getattr(args, name, None)
@@ -297,6 +302,7 @@ class Trainer:
             model,
             optimizer,
             shards=args.shards if args.device == "cpu" else 1,
+            micro_batch=args.micro_batch,
             clip_norm=args.clip_norm,
             label_smoothing=args.label_smoothing,
             rng=args.seed,

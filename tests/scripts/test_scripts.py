@@ -234,6 +234,17 @@ def test_a_run_that_diverges_says_at_which_step(tmp_path):
     assert re.match(r"error: step \d: .+\n$", failed.stderr)
 
 
+def test_micro_batches_train_alike_to_rounding(tmp_path):
+    short = [*SMALL, "--epochs", 1, "--images", 400, "--held-out", 50]
+    losses = []
+    for options in ([], ["--micro-batch", 9]):
+        run("train_digits.py", *short, *options, "--out", "run", cwd=tmp_path)
+        losses.append([line["loss"] for line in metrics(tmp_path / "run") if "lr" in line])
+        shutil.rmtree(tmp_path / "run")
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_one_epoch_is_enough_for_a_warm_up(tmp_path):
     run("train_digits.py", *SMALL, "--epochs", 1, "--warmup-epochs", 1, cwd=tmp_path)
 

@@ -1,0 +1,130 @@
+"""benchmark.py: what it times is the same work on every side, and its numbers are those that it says."""
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vitnp
+
+SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
+TINY = "cifar-96:batch=4,depth=1,dim=12,mlp_dim=8,num_classes=3"
+QUICK = ["--seconds", "0.01"]
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        yield importlib.import_module("benchmark")
+    finally:
+        sys.path.remove(str(SCRIPTS))
+        sys.modules.pop("benchmark", None)
+        sys.modules.pop("peers", None)
+
+
+def sides_of(benchmark, text, *names):
+    _, batch, config = benchmark.parse_workload(text)
+    model, images, labels = benchmark.make_batch(batch, config)
+    for parameter in model.parameters().values():
+        parameter += 0.1 * np.random.default_rng(2).standard_normal(parameter.shape).astype("float32")
+    return {name: benchmark.SIDES[name](model.astype("float32"), images, labels, "cpu") for name in names}
+
+
+@pytest.mark.parametrize("inference", [[], ["--inference"]], ids=["training", "inference"])
+def test_numbers_of_a_row_belong_together(run, tmp_path, inference, benchmark):
+    (result,) = json.loads(run("benchmark.py", TINY, *QUICK, *inference, "--json", cwd=tmp_path).stdout)
+    row = result["sides"]["vitnp"]
+    assert result["batch"] == 4
+    assert row["images_per_s"] == pytest.approx(4000 / row["ms"])
+    flops = 4 * benchmark.product_flops(benchmark.parse_workload(TINY)[2]) * (1 if inference else 3)
+    assert row["gflop_per_s"] == pytest.approx(flops / row["ms"] / 1e6)
+    assert result["square_gflop_per_s"] > 1
+
+
+def test_a_table_has_a_line_for_each_side(run, tmp_path):
+    output = run("benchmark.py", TINY, *QUICK, "--compare", "shift-flip,rand-augment", cwd=tmp_path).stdout.splitlines()
+    assert [re.match(r"(?:cifar\S+ +4| {30}) (\S+) ", line)[1] for line in output[1:4]] == [
+        "vitnp",
+        "shift-flip",
+        "rand-augment",
+    ]
+
+
+@pytest.mark.parametrize(("size", "multiplications"), [("B/16", 17.56e9), ("L/16", 61.6e9), ("Ti/16", 1.26e9)])
+def test_operations_are_those_of_the_published_sizes(benchmark, size, multiplications):
+    # as commonly told of the models at 224 pixels, two operations for each multiplication and addition
+    assert benchmark.product_flops(vitnp.ViTConfig.named(size)) == pytest.approx(2 * multiplications, rel=0.01)
+
+
+@pytest.mark.parametrize("pool", ["token", "mean"])
+@pytest.mark.parametrize("peer", ["torch", "jax"])
+def test_peers_compute_the_same_losses_and_answers(benchmark, peer, pool):
+    pytest.importorskip(peer, reason=f"{peer} is not installed")
+    sides = sides_of(benchmark, f"{TINY},pool={pool}", "vitnp", peer)
+    answers = {name: side.infer() for name, side in sides.items()}
+    assert answers["vitnp"] == pytest.approx(benchmark._softmax(answers[peer]), abs=1e-5)
+    losses = {name: [side.train() for _ in range(4)] for name, side in sides.items()}
+    assert losses[peer] == pytest.approx(losses["vitnp"], rel=1e-5)
+    assert losses["vitnp"][3] < losses["vitnp"][0]
+
+
+def test_a_side_that_does_other_work_is_not_timed(benchmark):
+    sides = sides_of(benchmark, TINY, "vitnp")
+    sides["torch"] = sides_of(benchmark, TINY.replace("depth=1", "depth=2"), "vitnp")["vitnp"]
+    for inference, what in ((False, "losses"), (True, "probabilities")):
+        with pytest.raises(ValueError, match=f"torch computes other {what}"):
+            benchmark.compare_results(sides, inference)
+
+
+def test_a_profile_names_every_kind_of_layer(run, tmp_path):
+    output = run("benchmark.py", "--layers", TINY, *QUICK, cwd=tmp_path).stdout
+    shares = {m[1]: float(m[2]) for m in re.finditer(r"^    (\S+(?: \w+)?) +[\d.]+ +[\d.]+ +([\d.]+) %$", output, re.M)}
+    assert {
+        "Attention",
+        "Softmax",
+        "LayerNorm",
+        "GELU",
+        "Block",
+        "PatchEmbed",
+        "Linear qkv",
+        "Linear fc2",
+    } < shares.keys()
+    assert 30 < sum(shares.values()) < 101  # the rest is the loss and the optimizer
+
+
+def test_memory_is_that_of_a_whole_process(run, tmp_path):
+    (result,) = json.loads(run("benchmark.py", "--memory", TINY, "--json", cwd=tmp_path).stdout)
+    assert 30 < result["peak_mb"]["vitnp"] < 1000  # Python with NumPy has 30 MB at least
+
+
+def test_a_picture_is_drawn_into_a_new_file_only(run, tmp_path):
+    pytest.importorskip("matplotlib", reason="the picture needs the extra `plots`")
+    options = ["benchmark.py", TINY, *QUICK, "--picture", "speed.png"]
+    run(*options, cwd=tmp_path)
+    before = (tmp_path / "speed.png").read_bytes()
+    assert "speed.png" in run(*options, cwd=tmp_path, status=1).stderr
+    assert (tmp_path / "speed.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "status"),
+    [
+        (["nothing"], "there is no workload 'nothing': choose one of mnist-p7, .* or a size as B/16", 1),
+        (["cifar-96:width=3"], "there is no field 'width'", 1),
+        (["cifar-96:batch=0"], "batch is 0; it must be an integer of at least 1", 1),
+        (["cifar-96:batch=x"], "batch is 'x'; it must be", 1),
+        (["cifar-96:dim=97"], "dim 97 is not divisible by num_heads 3", 1),
+        (["--compare", "tensorflow"], "--compare is 'tensorflow'; choose from torch, torch-compile, jax", 2),
+        (["--seconds", "-1"], "--seconds is -1.0; it must be above 0", 2),
+        (["--picture", "nowhere/speed.png"], "nowhere", 1),
+    ],
+)
+def test_bad_input_is_one_line(run, tmp_path, options, message, status):
+    failed = run("benchmark.py", *options, cwd=tmp_path, status=status)
+    assert re.search(message, failed.stderr.splitlines()[-1])
+    assert "Traceback" not in failed.stderr
