@@ -136,7 +136,9 @@ def test_kinks_within_the_step_are_not_taken_for_faults(method, mode):
 
 @pytest.mark.parametrize("method", ["complex", "richardson"])
 def test_a_direction_across_kinks_leaves_it_open_rather_than_fail(method):
-    report = gradcheck(relu, with_zeros(), grads=lambda dy, x: dy * (x > 0), method=method, mode="directions")
+    x = normal((4, 5), 1)
+    x[::2] = 0
+    report = gradcheck(relu, x, grads=lambda dy, x: dy * (x > 0), method=method, mode="directions")
     assert report.verdict == "INCONCLUSIVE"
     assert "use mode full" in report.worst.hint
 

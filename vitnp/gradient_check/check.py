@@ -11,24 +11,22 @@ network, for some entries are zero by nature.
 
 from __future__ import annotations
 
-import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vitnp.backend import Array, array_module
-from vitnp.gradient_check.compare import LOST, Checker
+from vitnp.backend import Array
+from vitnp.gradient_check.compare import Checker, by_richardson, check_tolerance, not_compared, only_finite, settle
 from vitnp.gradient_check.derivatives import METHODS
 from vitnp.gradient_check.hints import start_here
-from vitnp.gradient_check.problems import FunctionProblem, LayerProblem, LossProblem, Problem
-from vitnp.gradient_check.report import Report, Row
+from vitnp.gradient_check.probe import Probe, probe
+from vitnp.gradient_check.problems import DIRECTIONS, FunctionProblem, LayerProblem, LossProblem, Problem
+from vitnp.gradient_check.report import Report, Row, grave
 from vitnp.layer import Layer
 
 FULL_BUDGET_S = 10.0  # mode="auto" takes every coordinate where that takes no longer
-PROBED = 1e-4  # how closely complex step and difference must agree for the complex step to be used
 
 
 def gradcheck(
@@ -58,7 +56,7 @@ def gradcheck(
         grads: for a function, its gradients, by name or in order: arrays; or a function that returns them, called as f
             is, and with the gradient dy of f's value first where that value is an array.
         method: "complex", "richardson", "5point", "central", or "auto": complex unless a probe finds that the function
-            loses imaginary parts, else richardson.
+            loses imaginary parts, else richardson; a tensor on the way from which they get lost is checked again.
         mode: "full" (every coordinate), "directions" (random ones of each tensor), or "auto" by the time it takes.
         tolerance: the largest relative error allowed; unless said 1e-10 for complex, 1e-8 for richardson and 5point,
             1e-6 for central. Differences may also be off by their own error bars.
@@ -72,31 +70,24 @@ def gradcheck(
         a Report.
 
     Raises:
-        TypeError: float32 without `upcast`, as its rounding hides what a check looks for; a function without gradients.
-        ValueError: unknown names of methods, modes, or gradients.
+        TypeError: float32 without `upcast`, as its rounding hides what a check looks for; a function without gradients;
+            functions that do not take or return what is said above.
+        ValueError: unknown names of methods, modes, or gradients; arrays that are empty or not finite; options that
+            do not go together.
     """
-    for name, value, valid in (("method", method, METHODS), ("mode", mode, ("full", "directions"))):
-        if value not in ("auto", *valid):
-            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(('auto', *valid))}")
-    if directions < 1:
-        raise ValueError(f"directions is {directions}; it must be at least 1")
-    start, rng = time.perf_counter(), np.random.default_rng(seed)
+    _check_options(method, mode, tolerance, directions, seed)
+    start = time.perf_counter()
     if upcast:
         target, inputs = _upcast(target, inputs)
-    problem: Problem
-    if isinstance(target, Layer):
-        problem = LayerProblem(target, inputs, labels, label_smoothing, cotangent, rng, seed)
-    elif labels is not None and grads is None:
-        problem = LossProblem(target, inputs, labels)
-    else:
-        problem = FunctionProblem(target, inputs, grads, cotangent, rng)
+    problem = _make_problem(target, inputs, labels, grads, label_smoothing, cotangent, seed)
     title = repr(target) if isinstance(target, Layer) else getattr(target, "__name__", type(target).__name__)
-    report = check(problem, title, method, mode, tolerance, directions, rng)
-    report.seconds = time.perf_counter() - start
+    limit = None if tolerance is None else float(tolerance)
+    report = _check(problem, title, method, mode, limit, directions, np.random.default_rng([seed, DIRECTIONS]))
+    report.evaluations, report.seconds = problem.evaluations, time.perf_counter() - start
     return report
 
 
-def check(
+def _check(
     problem: Problem,
     title: str,
     method: str,
@@ -106,28 +97,67 @@ def check(
     rng: np.random.Generator,
 ) -> Report:
     """Return the report on a problem."""
-    grads, faults = problem.claims()
-    rows = [Row(f.where, (), "", math.inf, None, math.nan, math.nan, f.verdict, str(f)) for f in faults]
-    if not grads or any(row.verdict == "NONDETERMINISTIC" for row in rows):
-        return Report(title, "nothing compared", "2 forwards", tolerance or 0.0, rows, evaluations=2)
-    notes: list[str] = []
-    chosen = _probe(problem, grads, rng, notes) if method == "auto" else method
-    checker = Checker(problem, grads, chosen, tolerance, rng)
-    if chosen != "complex" and _is_float32(problem, rng):
-        checker.epsilon = 2.0**-23
-        notes.append("the function's values are float32: its derivative may drown in their rounding; use float64")
+    claimed, faults = problem.claims()
+    grads, rows = only_finite(claimed)
+    rows += [grave(fault.where, fault.verdict, str(fault)) for fault in faults]
+    report = Report(title, "", "", tolerance or 0.0, rows)
+    if not grads:
+        return report
+    tried = probe(Checker(problem, grads, "complex", None, rng)) if method == "auto" else Probe(method)
+    checker = Checker(problem, grads, tried.method, tolerance, rng)
+    checker.leaky = tried.leaky
     if mode == "auto":
         mode = "full" if problem.size * checker.seconds_a_coordinate() <= FULL_BUDGET_S else "directions"
-    report = Report(title, chosen, mode, checker.tolerance, rows, notes, errors=checker.errors)
+    report.method, report.mode, report.tolerance = tried.method, mode, checker.tolerance
+    report.errors = checker.errors
     rows += [checker.row(name, mode, directions) for name in grads]
+    order = list(problem.arrays)
+    rows.sort(key=lambda row: order.index(row.name) if row.name in order else -1)
     checker.locate(_from_input(rows))
-    if any(row.verdict == LOST for row in rows):
-        checker = _without_complex_steps(problem, grads, method, mode, directions, rng, report, checker)
+    again = settle(rows, checker, tolerance, method == "auto", lambda other, row: other.row(row.name, mode, directions))
+    notes = tried.note, checker.about_noise(), by_richardson(again), not_compared(rows)
+    report.notes = [note for note in notes if note]
     failing = {row.name for row in rows if row.verdict in ("FAIL", "MISSING", "SHAPE")}
     if isinstance(problem, LayerProblem) and len(problem.arrays) > 2:
         report.start_here = start_here([row.name for row in _from_input(rows)], failing)
-    report.evaluations = 2 + checker.evaluations
     return report
+
+
+def _check_options(method: str, mode: str, tolerance: Any, directions: Any, seed: Any) -> None:
+    """Raise TypeError or ValueError for options that nothing can be made of."""
+    for name, value, valid in (("method", method, METHODS), ("mode", mode, ("full", "directions"))):
+        if value not in ("auto", *valid):
+            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(('auto', *valid))}")
+    for name, value, least in (("directions", directions, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{name} is {value!r}; it must be an integer")
+        if value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}")
+    check_tolerance(tolerance)
+
+
+def _make_problem(
+    target: Any, inputs: Any, labels: Any, grads: Any, smoothing: float, cotangent: Any, seed: int
+) -> Problem:
+    """Return what is to be checked; TypeError or ValueError for what does not go together."""
+    layer = isinstance(target, Layer)
+    if layer and grads is not None:
+        raise ValueError("grads are given for a layer, whose own backward computes them: leave them out")
+    if not layer and labels is not None and grads is not None:
+        raise ValueError(
+            "both labels and grads are given: a loss(x, labels) returns its gradient, a function has grads"
+        )
+    if smoothing and not (layer and labels is not None):
+        raise ValueError(f"label_smoothing is {smoothing}; only the loss of a layer with labels has one")
+    if cotangent is not None and labels is not None:
+        raise ValueError(
+            "both cotangent and labels are given: with labels the loss is a number, and needs no cotangent"
+        )
+    if layer:
+        return LayerProblem(target, inputs, labels, smoothing, cotangent, seed)
+    if labels is not None:
+        return LossProblem(target, inputs, labels)
+    return FunctionProblem(target, inputs, grads, cotangent, seed)
 
 
 def _from_input(rows: list[Row]) -> list[Row]:
@@ -135,78 +165,14 @@ def _from_input(rows: list[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: row.name != "input")
 
 
-def _without_complex_steps(
-    problem: Problem,
-    grads: Mapping[str, Array],
-    method: str,
-    mode: str,
-    directions: int,
-    rng: np.random.Generator,
-    report: Report,
-    checker: Checker,
-) -> Checker:
-    """Check again by differences what loses imaginary parts; leave it open if a complex step was asked for."""
-    again = Checker(problem, grads, "richardson", None, rng)
-    again.errors, again.evaluations = checker.errors, checker.evaluations
-    for i, row in enumerate(report.rows):
-        if row.verdict == LOST and method == "auto":
-            report.rows[i] = again.row(row.name, mode, directions)
-            again.locate([report.rows[i]])
-            report.notes.append(f"{row.name} by richardson: forward loses imaginary parts on the way from it")
-        elif row.verdict == LOST:
-            row.verdict = "INCONCLUSIVE"
-    return again
-
-
 def _upcast(target: Any, inputs: Any) -> tuple[Any, Any]:
     """Both as float64 copies."""
 
     def copy(array: Any) -> Any:
-        return array.astype("float64") if getattr(array, "dtype", np.dtype("O")).kind == "f" else array
+        return array.astype("float64") if getattr(array, "dtype", np.dtype("O")).kind in "fiub" else array
 
     if isinstance(target, Layer):
         target = target.astype("float64")
     if isinstance(inputs, Mapping):
         return target, {name: copy(array) for name, array in inputs.items()}
     return target, [copy(array) for array in inputs] if isinstance(inputs, tuple | list) else copy(inputs)
-
-
-def _probe(problem: Problem, grads: Mapping[str, Array], rng: np.random.Generator, notes: list[str]) -> str:
-    """Return "complex" if a complex step agrees with a difference when all arrays move, else "richardson" and why."""
-    directions = _everywhere(problem, rng)
-    checkers = {method: Checker(problem, grads, method, None, rng) for method in ("complex", "richardson")}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", np.exceptions.ComplexWarning)
-            found = checkers["complex"].derivative(directions).value
-    except np.exceptions.ComplexWarning:
-        notes.append("richardson, for a complex step is not possible: forward casts complex numbers to real ones")
-    except (TypeError, ValueError, AttributeError) as error:
-        notes.append(f"richardson, for a complex step is not possible: {type(error).__name__}: {error}")
-    else:
-        numeric, bar = checkers["richardson"].derivative(directions)
-        if abs(found - numeric) <= PROBED * max(abs(found), abs(numeric)) + 10 * bar:
-            return "complex"
-        notes.append(
-            f"richardson, for forward loses imaginary parts (complex step {found:.3g}, difference {numeric:.3g}): "
-            "np.var, np.abs and np.linalg.norm do"
-        )
-    return "richardson"
-
-
-def _everywhere(problem: Problem, rng: np.random.Generator) -> dict[str, Array]:
-    """A random direction, of about unit length, for every array."""
-    return {
-        name: array_module(array).asarray(rng.standard_normal(array.shape) / math.sqrt(array.size))
-        for name, array in problem.arrays.items()
-    }
-
-
-def _is_float32(problem: Problem, rng: np.random.Generator) -> bool:
-    """Whether the values at two random places are numbers that float32 has, which is no accident."""
-    directions = _everywhere(problem, rng)
-    values = [
-        float(problem.value({name: problem.arrays[name] + t * along for name, along in directions.items()}).real)
-        for t in (1e-3, 2e-3)
-    ]
-    return all(value == float(np.float32(value)) and value != round(value) for value in values)

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from vitnp.backend import Array
+from vitnp.backend import Array, array_module
 from vitnp.context import Context
-from vitnp.gradient_check.compare import Checker
+from vitnp.gradient_check.compare import Checker, by_richardson, check_tolerance, not_compared, only_finite, settle
 from vitnp.gradient_check.derivatives import METHODS
-from vitnp.gradient_check.problems import LayerProblem
-from vitnp.gradient_check.report import Report, Row
+from vitnp.gradient_check.probe import probe
+from vitnp.gradient_check.problems import DIRECTIONS, LayerProblem, check_array, cotangent_for
+from vitnp.gradient_check.report import GOOD, Report, Row, grave
 from vitnp.layer import Layer
 from vitnp.losses import softmax_cross_entropy
 
@@ -30,7 +31,24 @@ class _Seen:
 
     layer: Layer
     x: Array | None = None
+    y_shape: tuple[int, ...] = ()
     dy: Array | None = None
+
+
+@dataclass
+class _Options:
+    """How to check each of them; `by_richardson` collects what complex steps could not decide."""
+
+    method: str
+    tolerance: float | None
+    seed: int
+    rng: np.random.Generator
+    by_richardson: list[str]
+    leaky: bool | None = None  # whether forward loses imaginary parts anywhere; None: not known yet
+
+    @property
+    def first(self) -> str:
+        return "complex" if self.method == "auto" else self.method
 
 
 def check_layers(
@@ -38,7 +56,7 @@ def check_layers(
     x: Array,
     labels: Any = None,
     *,
-    method: str = "complex",
+    method: str = "auto",
     tolerance: float | None = None,
     label_smoothing: float = 0.0,
     seed: int = 0,
@@ -50,7 +68,8 @@ def check_layers(
 
     Args:
         model, x, labels, label_smoothing, seed: as in `gradcheck`.
-        method: "complex", "richardson", "5point" or "central".
+        method: "complex", "richardson", "5point" or "central", or "auto": complex, but richardson for a layer whose
+            forward loses imaginary parts.
         tolerance: as in `gradcheck`.
 
     Returns:
@@ -59,36 +78,56 @@ def check_layers(
     Raises:
         TypeError, ValueError: as `gradcheck`.
     """
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}; choose one of {', '.join(METHODS)}")
-    start, rng = time.perf_counter(), np.random.default_rng(seed)
-    rows, evaluations, around = list[Row](), 0, 0
-    wrong: list[str] = []
-    limit = METHODS[method].tolerance if tolerance is None else tolerance
-    for seen in reversed(_record(model, x, labels, label_smoothing, rng, seed)):  # children after their parents
-        found, count = _check_one(seen, method, limit, seed, rng)
-        evaluations += count
-        path = seen.layer.path
-        if _has_children(seen.layer) and any(_is_within(place, path) for place in wrong):
-            around += any(row.verdict not in ("PASS", "ZERO") for row in found)
-            continue
-        rows += found
-        wrong += [path for row in found if row.verdict not in ("PASS", "ZERO")]
-    notes = [f"{around} layers around it are wrong with it"] if around else []
-    report = Report(f"each layer of {model!r}", method, "directions", limit, rows[::-1], notes)
-    report.evaluations, report.seconds = evaluations, time.perf_counter() - start
+    if method not in ("auto", *METHODS):
+        raise ValueError(f"method is {method!r}; choose one of auto, {', '.join(METHODS)}")
+    if not isinstance(model, Layer):
+        raise TypeError(f"the model is a {type(model).__name__}; expected a layer: for a function use gradcheck")
+    if label_smoothing and labels is None:
+        raise ValueError(f"label_smoothing is {label_smoothing}; only the loss with labels has one")
+    check_tolerance(tolerance)
+    start, rng = time.perf_counter(), np.random.default_rng([seed, DIRECTIONS])
+    limit = None if tolerance is None else float(tolerance)
+    options = _Options(method, limit, seed, rng, [])
+    outermost, *inner = _record(model, x, labels, label_smoothing, seed)
+    last = _check_one(outermost, options)
+    found = [(seen.layer, *_check_one(seen, options)) for seen in reversed(inner)] + [(outermost.layer, *last)]
+    rows, notes = _innermost([(layer, rows) for layer, rows, _ in found])
+    notes += [by_richardson(options.by_richardson), not_compared(rows)]
+    limit = METHODS[options.first].tolerance if limit is None else limit
+    report = Report(f"each layer of {model!r}", options.first, "directions", limit, rows[::-1])
+    report.notes = [note for note in notes if note]
+    report.evaluations, report.seconds = sum(count for *_, count in found), time.perf_counter() - start
     return report
 
 
-def _record(model: Layer, x: Array, labels: Any, smoothing: float, rng: np.random.Generator, seed: int) -> list[_Seen]:
+def _innermost(found: list[tuple[Layer, list[Row]]]) -> tuple[list[Row], list[str]]:
+    """Leave out the rows of layers around a wrong one, children coming before their parents; say so in a note."""
+    rows, around, wrong = list[Row](), 0, dict[str, bool]()  # wrong: whether more is known than that it is open
+    for layer, of_layer in found:
+        bad = [row.verdict for row in of_layer if row.verdict not in GOOD]
+        known = any(verdict != "INCONCLUSIVE" for verdict in bad)
+        within = [sure for path, sure in wrong.items() if _is_within(path, layer.path)]
+        if _has_children(layer) and (any(within) or (within and not known)):
+            around += bool(bad)
+            continue
+        rows += of_layer
+        if bad:
+            wrong[layer.path] = known
+    are = f"{around} layers around it are" if around > 1 else "1 layer around it is"
+    return rows, [f"{are} wrong with it"] if around else []
+
+
+def _record(model: Layer, x: Array, labels: Any, smoothing: float, seed: int) -> list[_Seen]:
     """Take a pass through a copy of the model, and return what each of its layers was given, parents first."""
-    copy = model.astype("float64") if x.dtype == np.float64 else model
+    for name, array in {**model.parameters(), "input": x}.items():
+        check_array(name, array)
+    copy = model.astype("float64")
     layers = [_Seen(layer) for layer in copy.layers()]
     for seen in layers:
         _watch(seen)
     ctx = Context(train=True, rng=seed)
     y = copy.forward(x, ctx)
-    dy = rng.standard_normal(y.shape) if labels is None else softmax_cross_entropy(y, labels, smoothing)[1]
+    dy = cotangent_for(y, None, seed) if labels is None else softmax_cross_entropy(y, labels, smoothing)[1]
     copy.backward(dy, ctx)
     for seen in layers:
         del seen.layer.forward, seen.layer.backward  # the wrappers, not the methods of the class
@@ -101,7 +140,9 @@ def _watch(seen: _Seen) -> None:
 
     def keep_x(x: Array, ctx: Context) -> Array:
         seen.x = x.copy()
-        return forward(x, ctx)
+        y = forward(x, ctx)
+        seen.y_shape = y.shape
+        return y
 
     def keep_dy(dy: Array, ctx: Context) -> Array:
         seen.dy = dy.copy()
@@ -115,30 +156,60 @@ def _replace(layer: Layer, **methods: Callable[..., Array]) -> None:
         setattr(layer, name, method)
 
 
-def _check_one(
-    seen: _Seen, method: str, tolerance: float, seed: int, rng: np.random.Generator
-) -> tuple[list[Row], int]:
+def _check_one(seen: _Seen, options: _Options) -> tuple[list[Row], int]:
+    """Return the rows of one layer, and how many forwards they took."""
     layer, name = seen.layer, seen.layer.path or "the whole"
     if seen.x is None:
         return [], 0  # it takes no part, as a dropout of rate 0 may
     if seen.dy is None:
-        return [_grave(name, "MISSING", "its backward was not called")], 0
-    problem = LayerProblem(layer, seen.x, None, 0.0, seen.dy, rng, seed)
-    grads, faults = problem.claims()
-    rows = [_grave(fault.where, fault.verdict, str(fault)) for fault in faults]
-    checker = Checker(problem, grads, method, tolerance, rng)
-    if _has_children(layer):
-        rows.append(checker.together(name))
-    else:
-        rows += [checker.along(tensor, 1) for tensor in grads]
-        checker.locate(rows)
-        for row in rows:
-            row.name = f"{name}, input" if row.name == "input" else row.name
-    return rows, checker.evaluations
+        return [grave(name, "MISSING", "its backward was not called")], 0
+    if seen.dy.shape != seen.y_shape:
+        return [grave(name, "SHAPE", f"its backward is given dy of shape {seen.dy.shape}; expected {seen.y_shape}")], 0
+    finite = array_module(seen.x).isfinite
+    if not bool(finite(seen.x).all()):
+        return [grave(name, "INCONCLUSIVE", "its input has NaN or inf")], 0
+    dy = seen.dy if bool(finite(seen.dy).all()) else None  # else another layer's fault would show here, too
+    problem = LayerProblem(layer, seen.x, None, 0.0, dy, options.seed)
+    claimed, faults = problem.claims()
+    grads, rows = only_finite(claimed)
+    rows += [grave(fault.where, fault.verdict, str(fault)) for fault in faults]
+    if grads:
+        rows += _compared(problem, grads, name, _has_children(layer), options)
+    for row in rows:
+        if row.name not in layer.parameters() and row.name != name:
+            row.name = f"{name}, {row.name}"
+    return rows, problem.evaluations
 
 
-def _grave(name: str, verdict: str, text: str) -> Row:
-    return Row(name, (), "", float("inf"), None, float("nan"), float("nan"), verdict, text)
+def _compared(problem: LayerProblem, grads: dict[str, Array], name: str, whole: bool, options: _Options) -> list[Row]:
+    """The rows of the tensors, or of a whole layer as one."""
+
+    def check(checker: Checker, tensor: str) -> Row:
+        return checker.together(tensor) if whole else checker.along(tensor, 1)
+
+    def start(method: str) -> Checker:
+        return Checker(problem, grads, method, options.tolerance, options.rng)
+
+    auto = options.method == "auto"
+    checker = start("referee" if auto and not _takes_complex(start("complex"), options) else options.first)
+    rows = [check(checker, tensor) for tensor in ([name] if whole else grads)]
+    checker.locate(rows)
+    again = settle(rows, checker, options.tolerance, auto, lambda other, row: check(other, row.name))
+    if checker.method == "referee":
+        again = [row.name for row in rows]
+    options.by_richardson += [f"{name}, input" if tensor == "input" else tensor for tensor in again]
+    return rows
+
+
+def _takes_complex(checker: Checker, options: _Options) -> bool:
+    """Whether a layer's forward keeps imaginary parts; no layer is asked if the outermost, which is the first, does."""
+    if options.leaky is not False:
+        tried = probe(checker, METHODS["central"])
+        clean = tried.method == "complex" and not tried.leaky
+        if options.leaky is None:
+            options.leaky = not clean
+        return clean
+    return True
 
 
 def _has_children(layer: Layer) -> bool:

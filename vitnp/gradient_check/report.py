@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ from vitnp.backend import Array, to_cpu
 
 WIDTH = 100  # columns of the table
 SHOWN = 5  # rows of a table that is not asked for in full
+LINES = 15  # of it
+NOTE_LINES = 5  # of these, for notes
 GOOD = ("PASS", "ZERO", "KINK")
 # of a whole check: the first of these that a row has
 GRAVE = ("NONDETERMINISTIC", "IMPURE", "NOT REENTRANT", "MISSING", "SHAPE", "FAIL", "INCONCLUSIVE")
@@ -54,8 +57,9 @@ class Row:
 class Report:
     """The outcome of a gradient check: print it, or ask `ok`, `verdict`, `rows`, `worst`, `to_json()`.
 
-    `rows` are in forward order, the input last. `errors` holds |analytic − numeric| of those tensors whose every
-    coordinate was checked, relative as `Row.error` is.
+    `rows` are in forward order, the input last; before them stand faults that belong to no array. `method` and `mode`
+    are empty where nothing was compared. `evaluations` counts forwards. `errors` holds |analytic − numeric| of those
+    tensors whose every coordinate was checked, relative as `Row.error` is.
     """
 
     title: str
@@ -87,14 +91,16 @@ class Report:
         for verdict in GRAVE:
             if verdict in verdicts:
                 return verdict
+        if verdicts - {*GOOD}:
+            return "INCONCLUSIVE"  # what nobody knows is not ok
         if 2 * sum(row.verdict == "ZERO" for row in self.rows) > len(self.rows):
             return "VACUOUS"
         return "KINK" if "KINK" in verdicts else "PASS"
 
     @property
     def ok(self) -> bool:
-        """True for PASS and KINK."""
-        return self.verdict in GOOD
+        """True for PASS and KINK, and for nothing else."""
+        return self.verdict in ("PASS", "KINK")
 
     @property
     def worst(self) -> Row:
@@ -112,25 +118,40 @@ class Report:
     def table(self, shown: int | None = None) -> str:
         """Return a table of at most 100 columns, worst row first; `shown` is the number of rows, all of them if None.
 
-        Rows that pass are folded into one line unless all are shown.
+        Rows that pass are folded into one line unless all are shown. With `shown` there are 15 lines at most.
         """
         rows = self._sorted()
         top = rows if shown is None else self._top(rows, shown)
-        name = min(max(6, *(len(row.name) for row in top)), 28)
-        head = f"{self.title}: {self.method}, {self.mode}, tolerance {self.tolerance:.0e}, {self.seconds:.2f} s"
-        lines = [f"{_cut(head, WIDTH - 18)}  {self.verdict}"]
+        notes = self._note_lines(None if shown is None else NOTE_LINES)
+        lines = self._lines(rows, top, notes)
+        while shown is not None and len(top) > 1 and len(lines) > LINES:
+            top = top[:-1]
+            lines = self._lines(rows, top, notes)
+        return "\n".join(lines)
+
+    def _lines(self, rows: list[Row], top: list[Row], notes: list[str]) -> list[str]:
+        name = min(max([6, *(len(row.name) for row in top)]), 28)
+        how = f": {self.method}, {self.mode}, tolerance {self.tolerance:.0e}" if self.method else ""
+        lines = [f"{_cut(f'{self.title}{how}, {self.seconds:.2f} s', WIDTH - 18)}  {self.verdict}"]
         lines.append(
             f"{'tensor':{name}} {'checked':>11} {'error':>7} {'worst index':>14} {'analytic':>11} {'numeric':>11}"
         )
         for row in top:
-            lines.append(_line(row, name))
-            if row.hint:
-                lines.append(_cut(f"  {row.hint}", WIDTH))
+            lines += [_line(row, name), *_wrapped(f"  {row.hint}" if row.hint else "")]
         lines += self._folded([row for row in rows if row not in top])
         if self.start_here:
             lines.append(_cut(f"start here: {self.start_here}", WIDTH))
-        lines += [_cut(f"note: {note}", 2 * WIDTH) for note in self._all_notes()]
-        return "\n".join(lines)
+        return lines + notes
+
+    def _note_lines(self, most: int | None) -> list[str]:
+        """The notes, two lines each at most; of more lines than `most` the rest is counted."""
+        lines, notes = list[str](), self._all_notes()
+        for i, note in enumerate(notes):
+            wrapped = _wrapped(f"note: {note}")
+            if most is not None and len(lines) + len(wrapped) > most:
+                return [*lines, f"note: {len(notes) - i} more in report.notes"]
+            lines += wrapped
+        return lines
 
     def _top(self, rows: list[Row], shown: int) -> list[Row]:
         """The worst rows, among them those that are explained: the cause may be elsewhere than the largest error."""
@@ -183,12 +204,22 @@ class Report:
         _draw_errors(to_cpu(self.errors[name]), f"{name}, {self.title}", path)
 
 
+def grave(name: str, verdict: str, text: str) -> Row:
+    """The row of what makes a comparison impossible."""
+    return Row(name, (), "", math.inf, None, math.nan, math.nan, verdict, text)
+
+
 def _line(row: Row, name: int) -> str:
     index = "" if row.index is None else str(row.index)
     numbers = f"{row.error:7.0e} {_cut(index, 14):>14} {row.analytic:11.4e} {row.numeric:11.4e}"
     if not row.checked:  # nothing was compared
         return f"{_cut(row.name, name):{name}} {row.verdict}"
     return f"{_cut(row.name, name):{name}} {row.checked:>11} {numbers} {row.verdict}"
+
+
+def _wrapped(text: str) -> list[str]:
+    """The text in one line or two."""
+    return textwrap.wrap(text, WIDTH, subsequent_indent="      ", max_lines=2, placeholder=" ...", drop_whitespace=True)
 
 
 def _cut(text: str, width: int) -> str:
