@@ -21,6 +21,7 @@ import vitnp
 from vitnp import data, layers, train
 from vitnp.gradient_check import v_curve
 from vitnp.gradient_check.derivatives import METHODS
+from vitnp.inspection import check_new_picture
 
 B, N, D, HEADS, MLP_DIM = 3, 5, 6, 2, 10
 
@@ -75,10 +76,12 @@ def load_images(args):
     """Return (images, labels, number of classes) for --model."""
     rng = np.random.default_rng(args.seed)
     if args.images == "random":
-        side = args.image_size or 224
+        side = 224 if args.image_size is None else args.image_size
         return rng.standard_normal((args.batch, side, side, 3)), rng.integers(0, 1000, args.batch), 1000
     load = {"digits": lambda: data.load_digits(1000), "mnist": data.load_mnist, "cifar10": data.load_cifar10}
     found = load[args.images]()
+    if args.batch > len(found):
+        raise ValueError(f"--batch is {args.batch}; there are {len(found)} images: ask for at most so many")
     chosen = found.subset(rng.choice(len(found), args.batch, replace=False))
     mean, std = data.channel_statistics(found.images[:1000])
     return data.normalize(chosen.images, mean, std, "float64"), chosen.labels, len(found.class_names)
@@ -137,6 +140,8 @@ def draw_curve(args):
     }
     if args.v_curve not in targets:
         raise ValueError(f"--v-curve is {args.v_curve!r}; choose one of {', '.join(targets)}")
+    if args.picture is not None:
+        check_new_picture(args.picture)
     curve = v_curve(*targets[args.v_curve], labels=[3, 0, 5] if args.v_curve == "visiontransformer" else None)
     print(curve, LESSON, sep="\n\n", end="")
     if args.picture is not None:
@@ -144,7 +149,27 @@ def draw_curve(args):
     return 0
 
 
+def check_options(args):
+    """Raise ValueError for numbers that are none, and for options that would change nothing."""
+    for name, least in (("batch", 1), ("seed", 0), ("image_size", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+    curve = args.v_curve is not None
+    needs = [
+        *((name, args.model is not None, "--model") for name in ("layers", "images", "image_size", "batch")),
+        ("picture", curve, "--v-curve"),
+        *((name, not curve, "a check, without --v-curve") for name in ("json", "model", "method", "mode", "device")),
+        ("mode", not args.layers, "a check without --layers, which take one direction each"),
+        ("image_size", args.images == "random", "--images random"),
+    ]
+    for name, fits, what in needs:
+        if getattr(args, name) != make_parser().get_default(name) and not fits:
+            raise ValueError(f"--{name.replace('_', '-')} would change nothing: it needs {what}")
+
+
 def run(args):
+    check_options(args)
     if args.v_curve is not None:
         return draw_curve(args)
     return check_all(args) if args.model is None else check_model(args)

@@ -88,9 +88,13 @@ def show(exhibit):
 
 
 def run(args):
-    if args.steps < 1:
-        raise ValueError(f"--steps is {args.steps}; it must be at least 1")
-    chosen = museum.exhibits() if args.only == "all" else [museum.exhibit(name) for name in args.only]
+    for name, least in (("steps", 1), ("images", BATCH), ("seed", 0), ("shards", 1)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} is {getattr(args, name)}; it must be at least {least}")
+    all_of_them = args.only in ("all", ["all"])
+    chosen = museum.exhibits() if all_of_them else [museum.exhibit(name) for name in args.only]
+    if args.out.exists() and not args.out.is_dir():
+        raise NotADirectoryError(f"--out is {args.out}, a file; expected a folder, or a name for a new one")
     args.out.mkdir(parents=True, exist_ok=True)
     picture = args.out / "wrong_gradients.png"
     check_new_picture(picture)
@@ -136,7 +140,7 @@ def make_parser():
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=600, help="training steps of each network")
-    parser.add_argument("--only", nargs="+", metavar="NAME", default="all", help="the exhibits to show")
+    parser.add_argument("--only", nargs="+", metavar="NAME", default="all", help="the exhibits to show, or all")
     parser.add_argument("--images", type=int, default=20000, help="training images to render")
     parser.add_argument("--seed", type=int, default=0, help="of parameters, digits, their order and dropout")
     parser.add_argument("--shards", type=int, default=2, help="parts of a batch, one thread each")

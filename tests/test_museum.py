@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers import BATCH, hard_model, images_for, labels_for, one_pass, same_bits
+from helpers import BATCH, hard_model, images_for, labels_for, make_layer, one_pass, same_bits
 from PIL import Image
 
 import vitnp
@@ -270,6 +270,12 @@ def test_a_checkpoint_holds_the_parameters_and_no_mistake(tmp_path):
     vitnp.save_checkpoint(tmp_path / "m", museum.install(model, "attention-unscaled"))
     loaded = vitnp.load_checkpoint(tmp_path / "m").model
     assert same_bits(flat_gradient(loaded), flat_gradient(model))
+
+
+@pytest.mark.parametrize("model", [None, make_layer("block")[0]])
+def test_what_is_no_whole_model_is_refused(model):
+    with pytest.raises(TypeError, match=r"the model is .*; expected a VisionTransformer"):
+        museum.install(model, "softmax-diagonal")
 
 
 def test_a_second_mistake_is_refused():

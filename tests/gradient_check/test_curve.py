@@ -1,10 +1,12 @@
 """The V-curve shows what its lesson says: two arms for differences, one for the complex step."""
 
+import numpy as np
 import pytest
-from helpers import make_layer
+from helpers import make_layer, normal
 from PIL import Image
 
 from vitnp.gradient_check import v_curve
+from vitnp.layers import Tanh
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,20 @@ def test_the_table_has_a_row_a_decade_and_the_best_below(curve):
     assert lines[1].split() == ["step", "forward", "central", "5point", "richardson", "complex"]
     assert len(lines) == 2 + 21 + 2
     assert max(map(len, lines)) <= 100
+
+
+def test_a_layer_that_loses_imaginary_parts_has_no_complex_curve_and_says_why():
+    class Absolute(Tanh):
+        def forward(self, x, ctx):
+            ctx.save(self, x=x)
+            return abs(x)
+
+        def backward(self, dy, ctx):
+            return dy * np.sign(ctx.saved(self).x)
+
+    curve = v_curve(Absolute(), normal((5, 6), 1))
+    assert list(curve.errors) == ["forward", "central", "5point", "richardson"]
+    assert str(curve).splitlines()[-1].startswith("complex is left out: forward loses imaginary parts")
 
 
 def test_it_is_drawn_where_matplotlib_is(curve, tmp_path):

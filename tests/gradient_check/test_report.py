@@ -7,7 +7,7 @@ import pytest
 from helpers import hard_model, images_for, labels_for, make_layer, normal, randomize
 from PIL import Image
 
-from vitnp import VisionTransformer, ViTConfig, gradcheck
+from vitnp import GradcheckError, VisionTransformer, ViTConfig, gradcheck
 from vitnp.gradient_check.report import Report, Row
 from vitnp.layers import Linear
 
@@ -43,6 +43,51 @@ def test_no_line_is_wider_than_100_columns(failed, whole):
     report = gradcheck(model, normal((3, 32, 32, 3), 1), [1, 2, 3], mode="directions")
     for text in (failed.table() if whole else str(failed), report.table() if whole else str(report)):
         assert max(map(len, text.splitlines())) <= 100
+
+
+LONG = "forward loses imaginary parts, as " + "np.var, " * 12 + "and others do"
+
+
+@pytest.mark.parametrize("hint", ["", "short", LONG, LONG * 3])
+@pytest.mark.parametrize("notes", [0, 1, 3, 40])
+@pytest.mark.parametrize("note", ["short", LONG, LONG * 3, "of\nseveral\nlines"])
+def test_15_lines_of_100_columns_hold_whatever_there_is(hint, notes, note):
+    rows = [Row(f"w{i}", (3,), "all 3", 0.5, (0,), 1.0, 2.0, "FAIL", hint) for i in range(30)]
+    rows += [Row("right", (3,), "all 3", 1e-16, (0,), 1.0, 1.0, "PASS")]
+    report = Report("a" * 150, "complex", "full", 1e-10, rows, [note] * notes, start_here="b" * 150)
+    lines = str(report).splitlines()
+    assert len(lines) <= 15
+    assert max(map(len, lines)) <= 100
+    assert lines[0].endswith("  FAIL")
+    assert lines[2].startswith("w0 ")
+    assert sum(line.startswith("note: ") for line in lines) >= min(notes, 1)
+    assert max(map(len, report.table().splitlines())) <= 100
+
+
+def test_notes_that_do_not_fit_are_counted():
+    row = Row("w", (3,), "all 3", 0.5, (0,), 1.0, 2.0, "FAIL")
+    report = Report("f", "complex", "full", 1e-10, [row], [f"note {i}" for i in range(40)])
+    assert str(report).splitlines()[-1] == "note: 35 more in report.notes"
+    assert report.table().splitlines()[-1] == "note: note 39"
+
+
+def test_a_hint_of_two_lines_is_whole():
+    hint = "the first word and " + "more " * 20 + "and the last word"
+    report = Report("f", "complex", "full", 1e-10, [Row("w", (3,), "all 3", 0.5, (0,), 1.0, 2.0, "FAIL", hint)])
+    assert " ".join(" ".join(str(report).splitlines()[3:]).split()) == hint
+
+
+def test_a_report_without_rows_can_be_printed():
+    assert str(Report("f", "", "", 0.0)).splitlines()[0].startswith("f, 0.00 s")
+
+
+@pytest.mark.parametrize("verdict", ["LOST", "", "pass", "ANYTHING"])
+def test_a_verdict_that_nobody_knows_is_not_ok(verdict):
+    rows = [Row("a", (3,), "all 3", 0.0, (0,), 1.0, 1.0, "PASS"), Row("b", (3,), "", 0.0, None, 1.0, 1.0, verdict)]
+    report = Report("f", "complex", "full", 1e-10, rows)
+    assert (report.verdict, report.ok) == ("INCONCLUSIVE", False)
+    with pytest.raises(GradcheckError):
+        report.raise_if_failed()
 
 
 def test_the_first_line_ends_with_the_verdict(failed, passed):
@@ -99,6 +144,21 @@ def test_json_has_null_for_what_is_not_finite():
     assert (found["rows"][0]["error"], found["rows"][0]["analytic"]) == (None, None)
 
 
+def test_json_takes_a_tolerance_of_any_kind_of_number():
+    report = gradcheck(*make_layer("linear"), tolerance=np.float32(1e-3))
+    assert json.loads(report.to_json())["tolerance"] == pytest.approx(1e-3)
+
+
+def test_rows_are_in_forward_order_those_of_faults_too():
+    arrays = {"a": np.ones(3), "b": np.ones(2), "c": np.ones(4)}
+    report = gradcheck(
+        lambda a, b, c: (a * a).sum() + (b * b).sum() + (c * c).sum(),
+        arrays,
+        grads=lambda a, b, c: {"a": 2 * a, "b": np.full(2, np.nan)},
+    )
+    assert [(row.name, row.verdict) for row in report.rows] == [("a", "PASS"), ("b", "FAIL"), ("c", "MISSING")]
+
+
 # the picture
 
 
@@ -114,6 +174,16 @@ def test_the_heat_map_is_dark_where_the_error_is(tmp_path):
         pixels = np.asarray(picture.convert("L"), int)
     squares = [[pixels[32 + 24 * row + 12, 16 + 24 * column + 12] for column in range(4)] for row in range(5)]
     assert np.argwhere(np.array(squares) < 120).tolist() == [[3, 1]]
+
+
+def test_a_tensor_of_zeros_has_a_heat_map_too(tmp_path):
+    arrays = {"a": np.ones((2, 3)), "unused": np.ones((2, 3))}
+    report = gradcheck(
+        lambda a, unused: (a * a).sum(), arrays, grads={"a": 2 * arrays["a"], "unused": np.zeros((2, 3))}
+    )
+    assert {row.name: row.verdict for row in report.rows} == {"a": "PASS", "unused": "ZERO"}
+    report.heatmap("unused", tmp_path / "map.png")
+    assert (tmp_path / "map.png").exists()
 
 
 def test_a_tensor_checked_along_a_direction_has_no_heat_map(tmp_path):

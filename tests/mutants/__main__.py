@@ -126,13 +126,16 @@ def main() -> int:
 
 def run(workshop: Workshop, workers: int, only: str) -> bool:
     """Try the clean package, all patches, and all small changes; return whether all is as it must be."""
+    first = [job(mutant.name, patched(mutant.edits)) for mutant in seeded.MUTANTS if only in mutant.name]
+    changes = [change for change in automatic.changes() if only in change.key]
+    if not first and not changes:
+        print(f"there is no mutant with {only!r} in its name")
+        return False
     everything = [f"tests/{file}" for file in EVERYTHING]
     answer = workshop.try_clean(partial(run_tests, stages=[everything]))
     if answer != "passed":
         print(f"the package as it is: {answer}: mutants tell nothing before its tests pass")
         return False
-    first = [job(mutant.name, patched(mutant.edits)) for mutant in seeded.MUTANTS if only in mutant.name]
-    changes = [change for change in automatic.changes() if only in change.key]
     second = [job(key, {file: source}, key not in EQUIVALENT) for key, file, source in changes]
     answers = try_all(workshop, [*first, *second], workers)
     if only:

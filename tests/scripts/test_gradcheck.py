@@ -41,7 +41,9 @@ def test_other_methods_pass_too(run, tmp_path, method):
     run("gradcheck.py", "--method", method, "--mode", "directions", cwd=tmp_path)
 
 
-@pytest.mark.parametrize(("options", "passes"), [([], "10 of 16 targets pass"), (["--model", "tiny"], "FAIL")])
+@pytest.mark.parametrize(
+    ("options", "passes"), [([], "10 of 16 targets pass"), (["--model", "tiny", "--image-size", "16"], "FAIL")]
+)
 def test_a_wrong_gradient_is_status_1(tmp_path, options, passes):
     """The script's verdict, on a copy of the package whose layer norm forgets a term."""
     shutil.copytree(SCRIPT.parent.parent / "vitnp", tmp_path / "vitnp")
@@ -50,7 +52,7 @@ def test_a_wrong_gradient_is_status_1(tmp_path, options, passes):
     assert "dx_ -= (dy_ @ mean_weights)[:, None]" in text
     source.write_text(text.replace("dx_ -= (dy_ @ mean_weights)[:, None]", "pass"))
     failed = subprocess.run(
-        [sys.executable, SCRIPT, "--image-size", "16", *options],
+        [sys.executable, SCRIPT, *options],
         cwd=tmp_path,
         env={"PYTHONPATH": str(tmp_path)},
         capture_output=True,
@@ -74,3 +76,31 @@ def test_a_layer_that_there_is_not_is_refused_with_the_choices(run, tmp_path):
 def test_a_size_that_there_is_not_is_refused_with_the_choices(run, tmp_path):
     failed = run("gradcheck.py", "--model", "Xi/16", cwd=tmp_path, status=1)
     assert failed.stderr.startswith("error: there is no ViT 'Xi/16': sizes are Ti, S")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "tiny", "--batch", "0"], "--batch is 0; it must be at least 1"),
+        (["--model", "tiny", "--batch", "-1"], "--batch is -1; it must be at least 1"),
+        (["--model", "tiny", "--image-size", "0"], "--image-size is 0; it must be at least 1"),
+        (["--model", "tiny", "--images", "digits", "--batch", "5000"], "--batch is 5000; there are 1000 images"),
+        (["--seed", "-1"], "--seed is -1; it must be at least 0"),
+        (["--layers"], "--layers would change nothing: it needs --model"),
+        (["--images", "digits"], "--images would change nothing: it needs --model"),
+        (["--image-size", "16"], "--image-size would change nothing: it needs --model"),
+        (["--batch", "3"], "--batch would change nothing: it needs --model"),
+        (["--picture", "a.png"], "--picture would change nothing: it needs --v-curve"),
+        (["--v-curve", "tanh", "--json"], "--json would change nothing: it needs a check, without --v-curve"),
+        (["--v-curve", "tanh", "--model", "tiny"], "--model would change nothing: it needs a check"),
+        (["--model", "tiny", "--layers", "--mode", "full"], "--mode would change nothing: it needs a check without"),
+        (["--model", "tiny", "--images", "digits", "--image-size", "8"], "--image-size would change nothing: it needs"),
+        (["--v-curve", "tanh", "--picture", "none/a.png"], "none: there is no such folder"),
+        (["--v-curve", "tanh", "--picture", "a.jpg"], "a.jpg: pictures are written as PNG"),
+    ],
+)
+def test_what_would_be_of_no_use_is_refused_by_name_before_anything_is_done(run, tmp_path, options, message):
+    failed = run("gradcheck.py", *options, cwd=tmp_path, status=1)
+    assert failed.stderr.startswith(f"error: {message}")
+    assert failed.stderr.count("\n") == 1
+    assert failed.stdout == ""

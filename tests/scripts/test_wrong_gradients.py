@@ -82,6 +82,9 @@ def test_the_curve_of_a_network_that_diverges_ends_there():
     [
         (["--only", "softmax-diag"], "error: there is no exhibit 'softmax-diag'; expected a name"),
         (["--steps", "0"], "error: --steps is 0; it must be at least 1"),
+        (["--images", "5"], "error: --images is 5; it must be at least 128"),
+        (["--seed", "-1"], "error: --seed is -1; it must be at least 0"),
+        (["--shards", "0"], "error: --shards is 0; it must be at least 1"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_1(run, tmp_path, options, message):
@@ -89,6 +92,22 @@ def test_a_mistake_is_one_line_and_status_1(run, tmp_path, options, message):
     assert failed.stderr.startswith(message)
     assert failed.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_refused_as_a_folder(run, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    failed = run("wrong_gradients.py", "--out", "out", cwd=tmp_path, status=1)
+    assert failed.stderr == "error: --out is out, a file; expected a folder, or a name for a new one\n"
+
+
+def test_all_are_shown_if_all_are_asked_for(tmp_path, monkeypatch):
+    script = runpy.run_path(str(SCRIPT))
+    args = script["make_parser"]().parse_args(["--only", "all", "--out", str(tmp_path)])
+    shown = []
+    monkeypatch.setitem(script["run"].__globals__, "Bench", lambda args: shown.append(args) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # it came as far as the first training, so the name was no mistake
+        script["run"](args)
+    assert shown == [args]
 
 
 def test_a_picture_is_not_written_over(run, shown):

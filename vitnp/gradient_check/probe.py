@@ -25,7 +25,12 @@ class Probe(NamedTuple):
 
     method: str
     leaky: bool = False
-    note: str = ""
+    reason: str = ""
+
+    @property
+    def note(self) -> str:
+        """For the report, or ""."""
+        return f"{self.method}, as {self.reason}" if self.reason else ""
 
 
 def probe(checker: Checker, how: Method = REFEREE) -> Probe:
@@ -38,7 +43,8 @@ def probe(checker: Checker, how: Method = REFEREE) -> Probe:
     except np.exceptions.ComplexWarning:
         return _without("a complex step is not possible: forward casts complex numbers to real ones")
     except Exception as error:  # whatever a function raises that does not expect complex numbers
-        return _without(f"a complex step is not possible: {type(error).__name__}: {error}")
+        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return _without(f"a complex step is not possible: {text}")
     if apart is None:
         return Probe("complex")
     found, value = apart
@@ -48,7 +54,7 @@ def probe(checker: Checker, how: Method = REFEREE) -> Probe:
 
 
 def _without(reason: str) -> Probe:
-    return Probe("richardson", note=f"richardson, as {reason}")
+    return Probe("richardson", reason=reason)
 
 
 def _reason(checker: Checker, directions: Mapping[str, Array], found: float, value: float) -> str:

@@ -313,9 +313,9 @@ class FunctionProblem(Problem):
 def check_array(name: str, array: Any) -> None:
     """Raise TypeError for what is no array of float64, ValueError for one that is empty or not finite."""
     if not hasattr(array, "dtype") or isinstance(array, np.matrix):
-        raise TypeError(f"{name} is {_kind(array)}; expected an array: np.asarray({name})")
+        raise TypeError(f"{name} is {_kind(array)}; expected an array, as np.asarray makes one")
     if array.dtype != np.float64:
-        reason = ", for rounding in float32 hides errors below 1e-3" if array.dtype.itemsize < 8 else ""
+        reason = ", for rounding in float32 hides errors below 1e-3" if array.dtype in ("float16", "float32") else ""
         way_out = "which upcast=True makes" if array.dtype.kind in "fiub" else "with real numbers for what is complex"
         raise TypeError(
             f"{name} is {array.dtype}; a gradient check needs float64{reason}: check a copy in float64, {way_out}"

@@ -53,7 +53,7 @@ def exhibit(name: str) -> Exhibit:
 def install(model: VisionTransformer, name: str) -> Specimen:
     """Return a copy of `model` that makes the mistake of this name.
 
-    Raises ValueError for an unknown name, TypeError for a model that makes a mistake already.
+    Raises ValueError for an unknown name, TypeError for a model that makes a mistake already, or for what is no model.
     """
     return exhibit(name).install(model)
 

@@ -59,8 +59,11 @@ class Exhibit:
         """Return a copy of `model` that makes this mistake, its parameters in a vector of its own.
 
         The copy trains, is checked, saved and copied as any model is. A checkpoint of it holds its parameters alone:
-        loaded, they are a right model's. Raises TypeError for a model that makes a mistake already.
+        loaded, they are a right model's. Raises TypeError for a model that makes a mistake already, or for what is no
+        model.
         """
+        if not isinstance(model, VisionTransformer):
+            raise TypeError(f"the model is {model!r}; expected a VisionTransformer: mistakes are made in whole models")
         if isinstance(model, Specimen):
             raise TypeError(f"{model!r} makes a mistake already; expected a right model: install one mistake at a time")
         specimen = copy.deepcopy(model)
