@@ -191,7 +191,9 @@ def _compared(problem: LayerProblem, grads: dict[str, Array], name: str, whole: 
         return Checker(problem, grads, method, options.tolerance, options.rng)
 
     auto = options.method == "auto"
-    checker = start("referee" if auto and not _takes_complex(start("complex"), options) else options.first)
+    checker = start(options.first)
+    if auto and not _takes_complex(checker, options):
+        checker = start("referee")
     rows = [check(checker, tensor) for tensor in ([name] if whole else grads)]
     checker.locate(rows)
     again = settle(rows, checker, options.tolerance, auto, lambda other, row: check(other, row.name))

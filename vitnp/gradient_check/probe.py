@@ -35,7 +35,7 @@ class Probe(NamedTuple):
 
 def probe(checker: Checker, how: Method = REFEREE) -> Probe:
     """Compare a complex step with a difference when all arrays of the checker's problem move."""
-    directions = checker.everywhere()
+    directions = checker.everywhere
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", np.exceptions.ComplexWarning)

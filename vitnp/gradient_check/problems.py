@@ -76,15 +76,13 @@ class Problem:
             self.arrays[name][...] = self.before[name]
         return [_written(name) for name in written]
 
-    def check_repeats(self) -> list[Fault]:
-        """Evaluate twice: other bits are a fault, and so is an array that has changed."""
+    def check_repeats(self, once: Any = None) -> list[Fault]:
+        """Evaluate twice, or compare with `once`: other bits are a fault, and so is an array that has changed."""
         last = next(reversed(self.arrays))  # one array is enough, moved to where it is; a layer's last is the input
         unmoved = {last: self.arrays[last]}
-        once = self.value(unmoved)
-        faults = self.check_untouched()
+        once = self.value(unmoved) if once is None else once
         again = self.value(unmoved)
-        self.check_untouched()
-        if faults or _same(once, again):
+        if (faults := self.check_untouched()) or _same(once, again):
             return faults
         text = f"two forwards gave {float(once.real):.9g} and {float(again.real):.9g}: hold its random numbers fixed"
         return [Fault("NONDETERMINISTIC", "forward", text)]
@@ -118,10 +116,9 @@ class LayerProblem(Problem):
             raise ValueError("input has no axes; expected a batch, its samples along the first axis")
         self._twins = {"f": layer}
         self._ctx = Context(train=True, rng=seed, record=False)  # its step never moves on, so dropout repeats
-        self.cotangent: Any = None
-        if labels is None:
-            y = layer.forward(x, self._new_pass())
-            self.cotangent = cotangent_for(y, cotangent, seed)
+        self.cotangent: Any = cotangent
+        if labels is None and cotangent is None:
+            self.cotangent = cotangent_for(layer.forward(x, self._new_pass()), None, seed)
         self.batch = {"B": len(x), **({"N": x.shape[1]} if x.ndim == 3 else {}), **_head_sizes(layer)}
 
     def _new_pass(self) -> Context:
@@ -131,11 +128,14 @@ class LayerProblem(Problem):
 
     def claims(self) -> tuple[dict[str, Array], list[Fault]]:
         """As in the base; the second backward of a record must add the same gradients once more."""
-        if faults := self.check_repeats():
-            return {}, faults
         ctx, x = Context(train=True, rng=self.seed), self.arrays["input"]
         self.evaluations += 1
-        dy = self._upstream(self.layer.forward(x, ctx))
+        y = self.layer.forward(x, ctx)
+        if self.labels is None:
+            self.cotangent = cotangent_for(y, self.cotangent, self.seed)
+        loss, dy = self._loss(y)
+        if faults := self.check_repeats(loss):  # what backward differentiates must be what differences see
+            return {}, faults
         dy_before, self.upstream = dy.copy(), float(abs(dy).max())
         dx = self.layer.backward(dy, ctx).copy()
         grads = {name: grad.copy() for name, grad in self.layer.gradients(ctx).items()} | {"input": dx}
@@ -150,10 +150,11 @@ class LayerProblem(Problem):
         grads, wrong = self.check_shapes(grads)
         return grads, faults + wrong
 
-    def _upstream(self, y: Array) -> Array:
-        return (
-            self.cotangent.copy() if self.labels is None else softmax_cross_entropy(y, self.labels, self.smoothing)[1]
-        )
+    def _loss(self, y: Array) -> tuple[Any, Array]:
+        """The loss of the layer's output, and its gradient, which backward may write into without harm."""
+        if self.labels is None:
+            return (y * self.cotangent).sum(), self.cotangent.copy()
+        return softmax_cross_entropy(y, self.labels, self.smoothing)
 
     def value(self, moved: Mapping[str, Array]) -> Any:
         """The loss; parameters are replaced in place, in a copy of the layer where they are complex, and put back."""
@@ -170,9 +171,7 @@ class LayerProblem(Problem):
         finally:
             for name, parameter in parameters.items():
                 parameter[...] = before[name]
-        if self.labels is None:
-            return (y * self.cotangent).sum()
-        return softmax_cross_entropy(y, self.labels, self.smoothing)[0]
+        return self._loss(y)[0]
 
 
 class LossProblem(Problem):
