@@ -113,6 +113,12 @@ def test_an_error_of_float32_s_size_is_said_to_be_of_that_size():
     assert "size of float32's rounding" in hint(lambda g: g * (1 + 1e-7 * noise))
 
 
+@pytest.mark.parametrize("size", [1e-11, 1e-10, 1e-4, 1e-2])
+def test_an_error_of_another_size_is_not_said_to_be_float32_s(size):
+    noise = normal((6, 18), 8)
+    assert hint(lambda g: g * (1 + size * noise), tolerance=1e-13) == ""
+
+
 def test_a_large_scattered_error_gets_no_hint():
     assert hint(lambda g: g + normal((6, 18), 9)) == ""
 

@@ -184,6 +184,15 @@ def test_a_layer_that_takes_no_complex_numbers_is_checked_by_differences():
     assert check(model).verdict == "PASS"
 
 
+@pytest.mark.parametrize("method", ["auto", "complex", "richardson", "central"])
+def test_a_model_without_any_gradient_is_vacuous(method):
+    model = hard_model()
+    model.flat[...] = 0
+    report = check(model, method=method)
+    assert (report.verdict, report.ok) == ("VACUOUS", False)
+    assert next(row.verdict for row in report.rows if row.name == "blocks.0.mlp") == "ZERO"
+
+
 # -- what cannot be compared ------------------------------------------------------------------------------------------
 
 

@@ -35,6 +35,7 @@ NOISE = 1e-14  # of the largest gradient: what rounding may do to one that is th
 TRUSTED = 10  # error bars by which a difference may be off
 WIDE = 1e-3  # of a gradient: a wider error bar cannot tell right from wrong, unless the tolerance is wider still
 SHRINKS = (1.0, 0.1, 0.01)  # of a difference's step, as long as it does not agree
+JUDGED = (*SHRINKS, 1e-3, 1e-4)  # of the referee's, before it condemns
 LOST = "LOST"  # forward loses imaginary parts on the way from this tensor; `settle` turns it into a verdict
 SCATTER_STEPS = (1e-7, 1e-5)  # of the arrays: far below what differences need, above the rounding of float32
 FLOAT32 = 1e-9  # of a value: more noise is what float32 leaves, even after a mean over many
@@ -51,7 +52,7 @@ class Found(NamedTuple):
 
 @dataclass
 class _Size:
-    """How large a tensor's claimed gradient is, the larger of both, their gap, an error bar, and a direction."""
+    """How large are a tensor's claimed gradient, the larger of both, their gap, an error bar, and the direction."""
 
     analytic: float
     own: float
@@ -161,7 +162,7 @@ class Checker:
         return abs(float(self.problem.value(self.problem.arrays).real))
 
     def about_noise(self) -> str:
-        """The note on that, or ""."""
+        """The note on values that are known so badly, or ""."""
         return COARSE.format(self.noise / self._here) if self.is_coarse else ""
 
     def _normal(self, array: Array) -> Array:
@@ -299,7 +300,9 @@ class Checker:
         gap, scale = abs(claimed - numeric), max(floor, abs(numeric)) if math.isfinite(numeric) else floor
         error = gap / scale if gap else 0.0
         row = Row(name, (), "together", math.inf if math.isnan(error) else error, None, claimed, numeric, verdict)
-        if verdict == "FAIL":
+        if scale == 0:
+            row.verdict = "ZERO"
+        elif verdict == "FAIL":
             row.verdict, row.hint = self._judge(directions, claimed, numeric)
         elif verdict == "INCONCLUSIVE":
             row.hint = TOO_WIDE.format(TRUSTED * bar / scale) if math.isfinite(numeric) else NOT_FINITE
@@ -318,7 +321,7 @@ class Checker:
         elif size.own == 0:
             row.verdict, row.error, row.hint = "ZERO", 0.0, ""
         elif size.apart > self.tolerance * size.own + bar and self._is_no_rounding(direction):
-            row.verdict, row.hint = "INCONCLUSIVE", DIFFERS.format(size.own / largest)
+            row.verdict, row.hint = "INCONCLUSIVE", DIFFERS.format(size.own / max(size.own, largest))
         elif size.analytic <= NEGLIGIBLE * largest and size.own <= NEGLIGIBLE * largest + bar and not seen:
             row.verdict, row.error, row.hint = "ZERO", 0.0, NOT_COMPARED
         elif bar > self.wide * max(size.own, FLOOR * largest) or (self.is_coarse and row.error > self.tolerance):
@@ -414,7 +417,7 @@ class Checker:
         """Return FAIL, unless differences with the narrowest bars side with the gradient, or with nobody."""
         excuse = (LOST, LOSES) if self.method == "complex" else ("INCONCLUSIVE", BENDS)
         seen = undecided = False
-        for shrink in SHRINKS:
+        for shrink in JUDGED:
             value, bar = self.derivative(direction, REFEREE, shrink)
             allowed = TRUSTED * bar + self.rounding
             claimed_fits, numeric_fits = abs(claimed - value) <= allowed, abs(numeric - value) <= allowed
@@ -438,7 +441,7 @@ class Checker:
         (left, right), (nearer_left, nearer_right) = found
         bar = TRUSTED * rounding(h, self.noise, left, here, right)
         gap, nearer = abs(right - left), abs(nearer_right - nearer_left)
-        if not (gap > bar and nearer > 0.75 * gap):
+        if not (gap > bar and 0.75 * gap < nearer < 1.25 * gap):  # half of it: it bends; twice: it jumps
             return None
         return nearer_left, nearer_right, bar + abs(nearer_left - left) + abs(nearer_right - right)
 
@@ -500,6 +503,8 @@ def settle(
     With `fall_back` it is that of Richardson's differences, as `again` checks a row by them; without, it stays open.
     """
     lost = [place for place, row in enumerate(rows) if row.verdict == LOST]
+    if not lost:
+        return []
     by_differences = Checker(checker.problem, checker.grads, "referee", tolerance, checker.rng)
     by_differences.errors = checker.errors
     for place in lost:

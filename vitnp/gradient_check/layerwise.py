@@ -90,6 +90,8 @@ def check_layers(
     options = _Options(method, limit, seed, rng, [])
     outermost, *inner = _record(model, x, labels, label_smoothing, seed)
     last = _check_one(outermost, options)
+    if options.leaky is None:  # it could not be asked: ask each
+        options.leaky = True
     found = [(seen.layer, *_check_one(seen, options)) for seen in reversed(inner)] + [(outermost.layer, *last)]
     rows, notes = _innermost([(layer, rows) for layer, rows, _ in found])
     notes += [by_richardson(options.by_richardson), not_compared(rows)]
