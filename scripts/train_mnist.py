@@ -54,7 +54,7 @@ def make_parser():
         mlp_dim=128,
         pool="mean",
         pos_init="sincos",
-        epochs=20,
+        epochs=30,
         batch_size=128,
         lr=3e-3,
         warmup_epochs=1.0,

@@ -237,8 +237,8 @@ def test_gradients_that_write_into_dy_are_impure():
         dy *= np.cos(a)
         return dy
 
-    report = gradcheck(np.sin, A, grads=grads)
-    assert {row.name: row.verdict for row in report.rows} == {"cotangent": "IMPURE", "x": "PASS"}
+    report = gradcheck(lambda a: np.sin(a), A, grads=grads)  # older ufuncs do not tell the name of their argument
+    assert {row.name: row.verdict for row in report.rows} == {"cotangent": "IMPURE", "a": "PASS"}
 
 
 def test_gradients_that_add_up_in_a_buffer_of_their_own_are_not_reentrant():
