@@ -32,6 +32,7 @@ import peers
 
 import vitnp
 from vitnp import train
+from vitnp.cores import usable_cores
 from vitnp.data import Augmentation, Batches, Dataset, channel_statistics, prepared_ahead
 from vitnp.inspection import check_new_picture
 
@@ -202,7 +203,7 @@ def print_times(result):
 
 def profile(name, batch, config, seconds):
     """Print the time of one shard's step on one core by phase and by kind of layer."""
-    cores = vitnp.parallel.usable_cores()
+    cores = usable_cores()
     model, images, labels = make_batch(max(1, batch // cores), config)
     ctx, optimizer = vitnp.Context(train=True, rng=0), vitnp.Adam(model)
     spent, calls, phases, end = collections.Counter(), [], collections.defaultdict(list), time.perf_counter() + seconds

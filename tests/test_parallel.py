@@ -1,6 +1,5 @@
 import copy
 import math
-import os
 import threading
 
 import numpy as np
@@ -20,7 +19,7 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 
 import vitnp
 from vitnp import Adam, Context, ShardedStep
-from vitnp.parallel import usable_cores
+from vitnp.cores import usable_cores
 
 BATCH = 7
 
@@ -346,16 +345,6 @@ def test_blas_has_one_thread_in_a_single_shard_too(two_blas_threads):
     setup = spying(shards=1)
     setup.steps(1)
     assert setup.model.seen == [{1}]
-
-
-def test_cores_are_those_that_this_process_may_use(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", {0: {2, 3, 5}}.get, raising=False)
-    assert usable_cores() == 3
-
-
-def test_cores_are_all_where_a_system_does_not_tell(monkeypatch):
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert usable_cores() == os.cpu_count()
 
 
 def test_shards_are_as_many_as_cores_unless_said():

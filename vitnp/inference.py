@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 from vitnp.backend import Array, to_cpu
 from vitnp.checkpoint import CheckpointError, load_checkpoint
 from vitnp.context import Context
+from vitnp.cores import usable_cores
 from vitnp.data.batches import normalize
 from vitnp.layer import Layer
 from vitnp.losses import softmax_cross_entropy
-from vitnp.parallel import blas_controller, one_at_a_time, usable_cores
+from vitnp.parallel import blas_controller, one_at_a_time
 from vitnp.vit import VisionTransformer
 
 BATCH = 256  # images in the network at a time, on all cores together, at most

@@ -13,6 +13,8 @@ m and v start at zero, so after t steps they hold 1 − βᵗ of the weight that
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -58,8 +60,11 @@ class Adam:
         self.m = model.layout.zeros(like=model.flat)
         self.v = model.layout.zeros(like=model.flat)
 
-    def step(self, ctx: Context) -> None:
+    def step(self, ctx: Context, in_parts: Callable[[Callable[[int, int], None], int], Any] | None = None) -> None:
         """Update every parameter by the gradients in `ctx`, which stay as they are.
+
+        No element depends on another, so threads may share the work: `in_parts(work, size)` is to call work(start, end)
+        for parts that make up range(size).
 
         Raises ValueError where `ctx` has seen no backward of this optimizer's model.
         """
@@ -68,15 +73,19 @@ class Adam:
         self.steps += 1
         flat, layout = self.model.flat, self.model.layout
         gradients = ctx.flat_grad(layout, like=flat)
-        if self.weight_decay:
-            flat[: layout.decayed] *= 1 - self.lr * self.weight_decay
         # On a CPU all passes run over a block while it is in the cache; on a GPU a block is everything.
         block = 1 << 15 if array_module(flat) is np else layout.size
-        for start in range(0, layout.size, block):
-            part = slice(start, start + block)
-            self._update(flat[part], gradients[part], self.m[part], self.v[part])
 
-    def _update(self, p: Array, g: Array, m: Array, v: Array) -> None:
+        def update(start: int, end: int) -> None:
+            for first in range(start, end, block):
+                part = slice(first, min(first + block, end))
+                if self.weight_decay:
+                    flat[first : min(part.stop, layout.decayed)] *= 1 - self.lr * self.weight_decay
+                self._update(flat[part], gradients[part], self.m[part], self.v[part], self.steps)
+
+        (in_parts or _whole)(update, layout.size)
+
+    def _update(self, p: Array, g: Array, m: Array, v: Array, t: int) -> None:
         beta1, beta2 = self.betas
         m *= beta1
         m += (1 - beta1) * g
@@ -84,11 +93,15 @@ class Adam:
         v += (1 - beta2) * (g * g)
         # m̂ / (√v̂ + ε) = m / (√v / √(1 − β₂ᵗ) + ε) / (1 − β₁ᵗ)
         root = array_module(v).sqrt(v)
-        root *= 1 / math.sqrt(1 - beta2**self.steps)
+        root *= 1 / math.sqrt(1 - beta2**t)
         root += self.eps
         step = m / root
-        step *= self.lr / (1 - beta1**self.steps)
+        step *= self.lr / (1 - beta1**t)
         p -= step
+
+
+def _whole(work: Callable[[int, int], None], size: int) -> None:
+    work(0, size)
 
 
 def clip_global_norm(gradients: Array, max_norm: float) -> Array:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import threading
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 
 from vitnp.backend import Array, array_module
 from vitnp.context import Context
+from vitnp.cores import usable_cores
 from vitnp.losses import softmax_cross_entropy
 from vitnp.optim import Adam, clip_global_norm
 from vitnp.vit import VisionTransformer
@@ -32,7 +33,7 @@ class ShardedStep:
 
     Args:
         model, optimizer: what to train, and how.
-        shards: how many parts a batch is cut into, one thread each; the number of usable cores unless said
+        shards: how many parts a batch is cut into, one thread each; `usable_cores()` unless said
             (one on a GPU). Results repeat bit for bit at a fixed number, and agree to rounding between numbers.
         micro_batch: at most so many samples pass through the network at a time; the rest of a shard follows after.
         clip_norm: the largest norm of the whole gradient; None for no clipping.
@@ -77,18 +78,20 @@ class ShardedStep:
         """
         loss = self.gradients(images, labels)
         clip_global_norm(self._flat_grad(self.contexts[0]), self.clip_norm)
-        self.optimizer.step(self.contexts[0])
+        self.optimizer.step(self.contexts[0], self._in_parts)
         return loss
 
     def gradients(self, images: Array, labels: Any) -> Any:
         """Return the mean loss, and leave the gradient of the whole batch in `contexts[0]`; no parameter changes."""
-        for ctx in self.contexts:
-            ctx.zero_grad()
-            ctx.step = self.optimizer.steps
         loss, self.correct, used = self._on_shards(images, labels)
-        total = self._flat_grad(self.contexts[0])
-        for ctx in self.contexts[1:used]:
-            total += self._flat_grad(ctx)
+        total, *others = (self._flat_grad(ctx) for ctx in self.contexts[:used])
+
+        def add(start: int, end: int) -> None:
+            for other in others:
+                total[start:end] += other[start:end]
+
+        if others:
+            self._in_parts(add, total.size)
         return loss
 
     def _train(self, ctx: Context, images: Array, labels: Any, batch_size: int) -> tuple[Any, Any]:
@@ -108,6 +111,8 @@ class ShardedStep:
 
         def run(ctx: Context, first: int, end: int) -> list[tuple[Any, Any]]:
             size, results = self.micro_batch or end - first, []
+            ctx.zero_grad()
+            ctx.step = self.optimizer.steps
             # What overflows shows in the loss and in the gradient's norm, which are looked at; no need to warn as well.
             with np.errstate(over="ignore", invalid="ignore"):
                 for row in range(first, end, size):
@@ -116,11 +121,21 @@ class ShardedStep:
             return results
 
         with one_at_a_time, self._blas.limit(limits=1, user_api="blas"):
-            jobs = [self._threads.submit(run, ctx, *shard) for ctx, shard in zip(self.contexts, shards, strict=False)]
-            wait(jobs)  # all of them, even if one fails: none may go on in a context that is used again
-        results = [result for job in jobs for result in job.result()]
+            used = self.contexts[: len(shards)]
+            results = [result for found in self._on_threads(run, used, *zip(*shards, strict=True)) for result in found]
         losses, correct = zip(*results, strict=True)
         return sum(losses[1:], losses[0]), sum(correct[1:], correct[0]), len(shards)
+
+    def _on_threads(self, work: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
+        """Return what `map(work, *arguments)` does, each call on a thread."""
+        jobs = [self._threads.submit(work, *args) for args in zip(*arguments, strict=True)]
+        wait(jobs)  # all of them, even if one fails: none may go on with memory that is used again
+        return [job.result() for job in jobs]
+
+    def _in_parts(self, work: Callable[[int, int], None], size: int) -> None:
+        """Call work(start, end) for one part of range(size) a shard, each on its thread."""
+        bounds = [size * i // self.shards for i in range(self.shards + 1)]
+        self._on_threads(work, bounds[:-1], bounds[1:])
 
     def _flat_grad(self, ctx: Context) -> Array:
         return ctx.flat_grad(self.model.layout, like=self.model.flat)
@@ -131,13 +146,6 @@ def _count_correct(logits: Array, labels: Any) -> Any:
     xp = array_module(logits)
     labels = xp.asarray(labels)
     return (logits.argmax(-1) == (labels.argmax(-1) if labels.ndim == 2 else labels)).sum()
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @functools.cache

@@ -32,11 +32,12 @@ import numpy as np
 
 from vitnp.backend import DeviceError
 from vitnp.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from vitnp.cores import usable_cores
 from vitnp.data import Augmentation, Batches, DataNotice, Dataset, channel_statistics, normalize, prepared_ahead
 from vitnp.inference import evaluate
 from vitnp.inspection import attention_picture, attention_rollout
 from vitnp.optim import Adam
-from vitnp.parallel import ShardedStep, usable_cores
+from vitnp.parallel import ShardedStep
 from vitnp.schedules import DECAYS, warmup_decay
 from vitnp.vit import VisionTransformer, ViTConfig
 

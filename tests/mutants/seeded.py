@@ -81,11 +81,11 @@ POOLED_MEAN = "self.norm.forward(x, ctx).mean(1)"
 SPLIT = "return self._by_head(qkv[..., :D]), self._by_head(qkv[..., D : 2 * D]), self._by_head(qkv[..., 2 * D :])"
 UNBIASED = "(rows_ @ mean_weights)[:, None]"
 ROOT = "root = array_module(v).sqrt(v)\n"
-CORRECT_ROOT = "root *= 1 / math.sqrt(1 - beta2**self.steps)\n"
+CORRECT_ROOT = "root *= 1 / math.sqrt(1 - beta2**t)\n"
 ADD_EPS = "root += self.eps\n"
-STEP_SIZE = "step *= self.lr / (1 - beta1**self.steps)"
-DECAY = "flat[: layout.decayed] *= 1 - self.lr * self.weight_decay\n"
-UPDATE = "self._update(flat[part], gradients[part], self.m[part], self.v[part])"
+STEP_SIZE = "step *= self.lr / (1 - beta1**t)"
+DECAY = "flat[first : min(part.stop, layout.decayed)] *= 1 - self.lr * self.weight_decay\n"
+UPDATE = "self._update(flat[part], gradients[part], self.m[part], self.v[part], self.steps)"
 
 
 _GRADIENT: tuple[tuple, ...] = (
@@ -651,7 +651,7 @@ _OPTIMIZER: tuple[tuple, ...] = (
     (
         "adam-eps-inside-the-root",
         "eps is added to v̂ instead of its root",
-        (OPTIM, ROOT, "root = array_module(v).sqrt(v + self.eps * (1 - beta2**self.steps))\n"),
+        (OPTIM, ROOT, "root = array_module(v).sqrt(v + self.eps * (1 - beta2**t))\n"),
         (OPTIM, ADD_EPS, "pass\n"),
     ),
     (
@@ -665,8 +665,8 @@ _OPTIMIZER: tuple[tuple, ...] = (
     (
         "adam-steps-one-ahead",
         "the corrections are those of step t + 1",
-        (OPTIM, CORRECT_ROOT, CORRECT_ROOT.replace("self.steps", "(self.steps + 1)")),
-        (OPTIM, STEP_SIZE, STEP_SIZE.replace("self.steps", "(self.steps + 1)")),
+        (OPTIM, CORRECT_ROOT, CORRECT_ROOT.replace("**t", "**(t + 1)")),
+        (OPTIM, STEP_SIZE, STEP_SIZE.replace("**t", "**(t + 1)")),
     ),
     ("adam-m-sums", "m adds g instead of (1 - β₁) g", (OPTIM, "m += (1 - beta1) * g", "m += g")),
     (
@@ -677,8 +677,8 @@ _OPTIMIZER: tuple[tuple, ...] = (
     (
         "adam-decay-after-the-step",
         "decay acts on the parameters after the step",
-        (OPTIM, "if self.weight_decay:\n            " + DECAY, "pass\n"),
-        (OPTIM, UPDATE, UPDATE + "\n        flat[: layout.decayed] *= 1 - self.lr * self.weight_decay"),
+        (OPTIM, "if self.weight_decay:\n                    " + DECAY, "pass\n"),
+        (OPTIM, UPDATE, UPDATE + "\n                " + DECAY),
     ),
     (
         "adam-decay-in-the-gradient",
@@ -686,14 +686,15 @@ _OPTIMIZER: tuple[tuple, ...] = (
         (
             OPTIM,
             DECAY,
-            "gradients = gradients.copy()\n"
-            "            gradients[: layout.decayed] += self.weight_decay * flat[: layout.decayed]\n",
+            "decayed = slice(first, min(part.stop, layout.decayed))\n"
+            "                    gradients = gradients.copy()\n"
+            "                    gradients[decayed] += self.weight_decay * flat[decayed]\n",
         ),
     ),
     (
         "adam-decay-of-everything",
         "biases, norms, class token and positions decay too",
-        (OPTIM, DECAY, DECAY.replace("flat[: layout.decayed]", "flat")),
+        (OPTIM, DECAY, DECAY.replace("min(part.stop, layout.decayed)", "part.stop")),
     ),
     (
         "adam-float32-means",

@@ -6,6 +6,8 @@ Right       m ← β₁ m + (1 − β₁) g,   v ← β₂ v + (1 − β₂) g²
 
 from __future__ import annotations
 
+from typing import Any
+
 from vitnp.backend import Array
 from vitnp.context import Context
 from vitnp.museum.exhibit import Exhibit
@@ -15,10 +17,8 @@ from vitnp.optim import Adam
 class FrozenAdam(Adam):
     """Adam whose corrections are those of the first step, for ever."""
 
-    def _update(self, p: Array, g: Array, m: Array, v: Array) -> None:
-        taken, self.steps = self.steps, 1
-        super()._update(p, g, m, v)
-        self.steps = taken
+    def _update(self, p: Array, g: Array, m: Array, v: Array, t: int) -> None:
+        super()._update(p, g, m, v, 1)
 
 
 class UnclearedAdam(Adam):
@@ -26,12 +26,12 @@ class UnclearedAdam(Adam):
 
     total: Array | float = 0.0
 
-    def step(self, ctx: Context) -> None:
+    def step(self, ctx: Context, in_parts: Any = None) -> None:
         """Update every parameter by the sum of all gradients so far."""
         gradients = ctx.flat_grad(self.model.layout, like=self.model.flat)
         self.total = self.total + gradients
         gradients[...] = self.total
-        super().step(ctx)
+        super().step(ctx, in_parts)
 
 
 EXHIBITS = (
