@@ -38,6 +38,7 @@ import json
 import operator
 import sys
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -351,6 +352,9 @@ class _Flags:
         return getattr(self, name.lower())
 
 
+_OWNERS: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # arrays that own memory, by the id of that
+
+
 class ndarray:
     """A device array: NumPy memory that nothing but this module reaches."""
 
@@ -363,6 +367,7 @@ class ndarray:
         if memptr is not None or strides is not None:
             raise NotEmulated("cupy.ndarray over given memory")
         self._array = _poisoned(np.empty(shape, dtype, order))
+        _OWNERS[id(self._array)] = self
 
     @classmethod
     def _of(cls, array: np.ndarray) -> "ndarray":
@@ -370,7 +375,14 @@ class ndarray:
             raise ValueError(f"Unsupported dtype {array.dtype}")
         self = cls.__new__(cls)
         self._array = array
+        if array.base is None:
+            _OWNERS[id(array)] = self
         return self
+
+    @property
+    def base(self) -> "ndarray | None":
+        """The array whose memory this is a view of, however many views are between; None for one that owns it."""
+        return None if self._array.base is None else _OWNERS.get(id(self._array.base))
 
     shape = property(lambda self: self._array.shape)
     dtype = property(lambda self: self._array.dtype)

@@ -257,6 +257,52 @@ def test_two_contexts_have_memory_of_their_own():
     assert not np.shares_memory(Context().empty(layer, "y", (5,), like), Context().empty(layer, "y", (5,), like))
 
 
+def with_role(role):
+    layer = linear()
+    layer.role = role
+    return layer
+
+
+def test_lent_memory_is_shared_by_layers_of_one_role():
+    ctx, like = Context(), np.ones(1)
+    first, second = (ctx.lend(with_role("block.fc1"), "y", (5, 6), like) for _ in range(2))
+    assert first.ctypes.data == second.ctypes.data
+    assert not np.shares_memory(first, ctx.lend(with_role("block.fc2"), "y", (5, 6), like))
+    assert not np.shares_memory(first, ctx.lend(with_role("block.fc1"), "dx", (5, 6), like))
+
+
+def test_layers_without_a_role_lend_memory_of_their_own():
+    ctx, like = Context(), np.ones(1)
+    assert not np.shares_memory(ctx.lend(linear(), "y", (5,), like), ctx.lend(linear(), "y", (5,), like))
+
+
+def test_what_is_saved_of_lent_memory_is_a_copy(backend):
+    ctx, layer, like = Context(record=True), with_role("block.fc1"), backend.put(np.ones(1))
+    lent, kept = ctx.lend(layer, "y", (5, 6), like), ctx.empty(layer, "x", (5, 6), like)
+    lent.fill(1)
+    kept.fill(1)
+    ctx.save(layer, part=lent.reshape(6, 5)[2:], kept=kept[2:], number=3, nothing=None)
+    lent.fill(2)
+    kept.fill(2)
+    saved = ctx.saved(layer)
+    assert saved.part.sum() == 20
+    assert saved.kept.sum() == 36
+    assert (saved.number, saved.nothing) == (3, None)
+
+
+def test_memory_does_not_grow_with_depth_but_for_what_is_saved():
+    def lent(depth):
+        model, ctx = hard_model(depth=depth), Context(train=True, rng=0)
+        one_pass(model, ctx, images_for(model), labels_for(model))
+        return sum(buffer.nbytes for (role, _), buffer in _by_layer(ctx).items() if isinstance(role, str))
+
+    assert lent(2) == lent(3) > 0
+
+
+def _by_layer(ctx):
+    return {key: buffer for key, buffer in ctx._buffers.items() if isinstance(key, tuple)}
+
+
 def test_scratch_is_shared_by_all_layers_and_apart_from_what_is_kept():
     ctx, like = Context(), np.ones(1)
     first, second = ctx.scratch("term", (5, 6), like), ctx.scratch("term", (5, 6), like)

@@ -18,7 +18,7 @@ from helpers import (
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
 import vitnp
-from vitnp import Adam, Context, ShardedStep
+from vitnp import Adam, Context, ShardedStep, parallel
 from vitnp.cores import usable_cores
 
 BATCH = 7
@@ -350,3 +350,38 @@ def test_blas_has_one_thread_in_a_single_shard_too(two_blas_threads):
 def test_shards_are_as_many_as_cores_unless_said():
     setup = Setup()
     assert setup.sharded.shards == len(setup.sharded.contexts) == usable_cores() >= 1
+
+
+# -- micro-batches that choose themselves -----------------------------------------------------------------------------
+
+
+def sizes_of_passes(monkeypatch, setup):
+    """How many images each forward of a step had."""
+    sizes, forward = [], setup.model.forward
+    monkeypatch.setattr(setup.model, "forward", lambda images, ctx: sizes.append(len(images)) or forward(images, ctx))
+    setup.steps(1)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("fit", "expected"), [(100, [7]), (7, [7]), (6, [4, 3]), (3, [3, 3, 1]), (2, [2, 2, 2, 1]), (0.5, [1] * 7)]
+)
+def test_passes_keep_no_more_than_they_may_and_are_about_equal(monkeypatch, fit, expected):
+    model = hard_model("float32")
+    monkeypatch.setattr(parallel, "SAVED", int(fit * parallel.saved_bytes(model)))
+    assert sizes_of_passes(monkeypatch, Setup(model=model, shards=1)) == expected
+
+
+def test_a_micro_batch_that_is_given_is_not_changed(monkeypatch):
+    monkeypatch.setattr(parallel, "SAVED", 1)
+    assert sizes_of_passes(monkeypatch, Setup(shards=1, micro_batch=4)) == [4, 3]
+
+
+@pytest.mark.parametrize("changes", [{}, {"depth": 3, "num_heads": 1, "pool": "mean"}], ids=str)
+def test_saved_bytes_are_those_of_a_pass_without_its_ends(changes):
+    model = hard_model("float32", attention_dropout=0.0, dropout=0.0, **changes)
+    ctx = Context(train=True)
+    one_pass(model, ctx, images_for(model, 1), labels_for(model, 1))
+    blocks = [layer for block in model.blocks for layer in block.layers()]
+    found = sum(buffer.nbytes for key, buffer in ctx._buffers.items() if key[0] in blocks and "rstd" not in key)
+    assert parallel.saved_bytes(model) == found

@@ -555,12 +555,19 @@ def test_cuda_kernel_without_a_stand_in_is_named_as_a_gap():
         kernel(strict.ones(3))
 
 
+def test_base_is_the_array_that_owns_the_memory():
+    owner = strict.ones((4, 6))
+    assert owner.base is None
+    assert owner[1:].reshape(6, 3).T.base is owner
+    assert owner[1:].copy().base is None
+
+
 # --- the frozen surface -------------------------------------------------------------------------------------
 
 
 def test_double_offers_no_attribute_of_arrays_that_cupy_lacks():
     public = {name for name in dir(strict.ndarray) if not name.startswith("_")}
-    assert public == {*SURFACE["ndarray"], *SURFACE["attributes"]} - {"base", "cstruct", "flat"}
+    assert public == {*SURFACE["ndarray"], *SURFACE["attributes"]} - {"cstruct", "flat"}
 
 
 def test_double_offers_no_operator_that_cupy_lacks():

@@ -3,6 +3,7 @@
     saved tensors   what backward needs of forward           ctx.save(layer, x=x)   ctx.saved(layer).x
     gradients       of the parameters, always added to       ctx.add_grad(layer, gamma=...)
     buffers         memory that the next pass uses again     ctx.empty(layer, "y", shape, like=x)
+                    or already the next block                ctx.lend(layer, "y", shape, like=x)
     randomness      a seed, a step and a row, no stream      ctx.random_bits(layer, shape, like=x)
     mode            ctx.train
 
@@ -55,6 +56,7 @@ class Context:
         self._written: set[tuple[Layer, str]] = set()  # gradients that are no longer zero
         self._buffers: dict[Any, Array] = {}  # flat memory
         self._views: dict[Any, Array] = {}  # the same in the shape it was last asked for
+        self._lent: set[int] = set()  # whose memory it is, among the buffers
         self._ones_buffer: Array | None = None
         self._drawing: dict[str, list[Layer]] = {}  # who has drawn random bits in this pass, by path
 
@@ -66,7 +68,10 @@ class Context:
         self._drawing.clear()
 
     def save(self, layer: Layer, **tensors: Any) -> None:
-        """Keep tensors by name for `layer.backward`; does nothing in a context that does not record."""
+        """Keep tensors by name for `layer.backward`; does nothing in a context that does not record.
+
+        What is kept are the arrays themselves, but of memory that is only lent it is a copy.
+        """
         if not self.record:
             return
         if layer in self._saved:
@@ -74,7 +79,9 @@ class Context:
                 f"{layer} ran twice in one pass, which would lose its first record: "
                 "call ctx.begin() between passes, or use a second Context"
             )
-        self._saved[layer] = SimpleNamespace(**tensors)
+        self._saved[layer] = SimpleNamespace(
+            **{name: tensor.copy() if self._is_lent(tensor) else tensor for name, tensor in tensors.items()}
+        )
 
     def saved(self, layer: Layer) -> SimpleNamespace:
         """Return what `layer.forward` saved in this pass, to be read by name and never written to.
@@ -165,6 +172,21 @@ class Context:
         """
         return self._memory((layer, name), shape, like)
 
+    def lend(self, layer: Layer, name: str, shape: tuple[int, ...], like: Array) -> Array:
+        """Return memory as `empty` does, for what only the next layer reads: all layers of one role share it.
+
+        So it stays in the cache, and does not grow with the number of blocks.
+        """
+        if layer.role is None:
+            return self.empty(layer, name, shape, like)
+        view = self._memory((layer.role, name), shape, like)
+        self._lent.add(id(view.base))
+        return view
+
+    def _is_lent(self, tensor: Any) -> bool:
+        """Whether it is a view into memory that is lent: the array that owns it is its base, in NumPy and in CuPy."""
+        return id(getattr(tensor, "base", None)) in self._lent
+
     def scratch(self, name: str, shape: tuple[int, ...], like: Array) -> Array:
         """Return uninitialised memory that all layers share: for what does not outlive the calling function."""
         return self._memory(name, shape, like)
@@ -212,7 +234,7 @@ class Context:
 
 
 class Memory(NamedTuple):
-    """Where a kernel puts its results and what it needs on the way: `ctx.empty` and `ctx.scratch` for one layer."""
+    """Where a kernel puts its results and what it needs on the way: the methods of a context, for one layer."""
 
     ctx: Context
     layer: Layer
@@ -220,6 +242,10 @@ class Memory(NamedTuple):
     def empty(self, name: str, shape: tuple[int, ...], like: Array) -> Array:
         """Return memory for a result, which lives until the next pass of the context."""
         return self.ctx.empty(self.layer, name, shape, like)
+
+    def lend(self, name: str, shape: tuple[int, ...], like: Array) -> Array:
+        """Return memory for a result that only the next layer reads."""
+        return self.ctx.lend(self.layer, name, shape, like)
 
     def scratch(self, name: str, shape: tuple[int, ...], like: Array) -> Array:
         """Return memory that is free again when the kernel returns."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -236,15 +235,9 @@ class _Streaming(Context):
     its input, which is the output of the block before.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._kinds: dict[Layer, tuple[type[Layer], str]] = {}
-
     def empty(self, layer: Layer, name: str, shape: tuple[int, ...], like: Array) -> Array:
-        """Return memory that layers of the same kind and place in a block share."""
-        if layer not in self._kinds:
-            self._kinds[layer] = type(layer), re.sub(r"\d+", "", layer.path)
-        return self._memory((*self._kinds[layer], name), shape, like)
+        """Return memory that layers of the same role share."""
+        return (super().empty if layer.role is None else self.lend)(layer, name, shape, like)
 
 
 def _images_a_pass(model: VisionTransformer, images: int, batch_size: int, threads: int) -> int:

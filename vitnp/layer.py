@@ -37,6 +37,8 @@ class Layer:
 
     path = ""  # dotted name within the outermost layer, "blocks.0.attn"
     inline = False  # parameters go by the parent's name: "cls_token", not "embeddings.cls_token"
+    role: str | None = None  # what this layer is in each of a model's blocks, "block.attn.qkv"
+    lends = False  # whether what comes next only reads its output, and keeps nothing of it: see Context.lend
     layout: Layout | None = None  # where a model's flat vectors hold this layer's parameters
 
     def __init__(self) -> None:
@@ -46,7 +48,10 @@ class Layer:
         return f"{type(self).__name__} {self.path!r}" if self.path else type(self).__name__
 
     def forward(self, x: Array, ctx: Context) -> Array:
-        """Return y, the layer's output for x. It may be memory of the context, which the next pass writes over."""
+        """Return y, the layer's output for x.
+
+        It may be memory of the context, which the next pass writes over, or within a model's blocks the next block.
+        """
         raise NotImplementedError
 
     def backward(self, dy: Array, ctx: Context) -> Array:

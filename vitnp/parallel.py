@@ -27,6 +27,8 @@ from vitnp.losses import softmax_cross_entropy
 from vitnp.optim import Adam, clip_global_norm
 from vitnp.vit import VisionTransformer
 
+SAVED = 96 << 20  # bytes: larger passes are no faster, as their memory is in no cache either
+
 
 class ShardedStep:
     """A training step: forward, loss, backward, clipping and the optimizer, on all cores.
@@ -35,7 +37,8 @@ class ShardedStep:
         model, optimizer: what to train, and how.
         shards: how many parts a batch is cut into, one thread each; `usable_cores()` unless said
             (one on a GPU). Results repeat bit for bit at a fixed number, and agree to rounding between numbers.
-        micro_batch: at most so many samples pass through the network at a time; the rest of a shard follows after.
+        micro_batch: at most so many samples of a shard pass through the network at a time, the others after them;
+            on a CPU, unless said, as many as keep no more than `SAVED` bytes for their backward.
         clip_norm: the largest norm of the whole gradient; None for no clipping.
         label_smoothing: as in `softmax_cross_entropy`.
         rng: seed of the dropout masks.
@@ -62,6 +65,8 @@ class ShardedStep:
                 raise ValueError(f"{name} is {value}; it must be above 0")
         if optimizer.model is not model:
             raise ValueError("the optimizer was made for another model: give ShardedStep the model it was made with")
+        if micro_batch is None and array_module(model.flat) is np:
+            micro_batch = max(1, SAVED // saved_bytes(model))
         self.model, self.optimizer, self.shards, self.micro_batch = model, optimizer, shards, micro_batch
         self.clip_norm, self.label_smoothing = math.inf if clip_norm is None else clip_norm, label_smoothing
         self.contexts = [Context(train=True, rng=rng) for _ in range(shards)]
@@ -110,7 +115,7 @@ class ShardedStep:
         shards = [(first, end) for first, end in pairwise(bounds) if first < end]
 
         def run(ctx: Context, first: int, end: int) -> list[tuple[Any, Any]]:
-            size, results = self.micro_batch or end - first, []
+            size, results = _even(end - first, self.micro_batch or end - first), []
             ctx.zero_grad()
             ctx.step = self.optimizer.steps
             # What overflows shows in the loss and in the gradient's norm, which are looked at; no need to warn as well.
@@ -139,6 +144,23 @@ class ShardedStep:
 
     def _flat_grad(self, ctx: Context) -> Array:
         return ctx.flat_grad(self.model.layout, like=self.model.flat)
+
+
+def _even(total: int, most: int) -> int:
+    """Return the size of the parts when `total` is cut into as few of at most `most` as there can be, all alike."""
+    return -(-total // -(-total // most))
+
+
+def saved_bytes(model: VisionTransformer) -> int:
+    """Return how much memory a pass keeps of one sample, in the blocks alone.
+
+    Of each token these are both norms' x̂ and y, q, k, v, the heads, the block's output and its gradient, D numbers
+    each; the MLP's hidden layer and GELU's slope, M each; and its row of every head's probabilities.
+    """
+    c = model.config
+    numbers = 10 * c.dim + 2 * c.mlp_dim + c.num_heads * c.num_tokens
+    itemsize: int = model.flat.itemsize
+    return c.depth * c.num_tokens * numbers * itemsize
 
 
 def _count_correct(logits: Array, labels: Any) -> Any:

@@ -117,7 +117,7 @@ def training_parser(description: str, **defaults: Any) -> TrainingParser:
     recipe.add_argument(
         "--micro-batch",
         type=int,
-        help="at most so many images of a shard at a time, for large batches in little memory",
+        help="at most so many images of a shard at a time; on a CPU chosen by their size unless given",
     )
     augmentation = parser.add_argument_group("augmentation")
     flag = argparse.BooleanOptionalAction

@@ -183,6 +183,9 @@ class VisionTransformer(Layer):
             layer_norm_eps=c.layer_norm_eps,
             **options,
         )
+        for block in self.blocks:
+            for layer in block.layers():
+                layer.role = f"block.{layer.path}"
         self.built(rng=None)
         self._bind(Layout(self), copy=False)
         if rng is not None:

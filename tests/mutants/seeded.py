@@ -709,7 +709,7 @@ _STRUCTURAL: tuple[tuple, ...] = (
         "backward-writes-into-the-record",
         "GELU",
         "backward multiplies the saved slope in place",
-        (GELU, 'dx = ctx.empty(self, "dx", dy.shape, like=dy)', "dx = ctx.saved(self).slope"),
+        (GELU, 'dx = ctx.lend(self, "dx", dy.shape, like=dy)', "dx = ctx.saved(self).slope"),
     ),
     (
         "forward-writes-into-its-input",

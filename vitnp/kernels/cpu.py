@@ -16,7 +16,8 @@ from vitnp.layers.gelu import CUBIC, SQRT_2_OVER_PI
 from vitnp.layers.gelu import gelu_erf as plain_gelu_erf
 
 BLOCK = 1 << 17  # elements, 512 KB of float32: small enough for the cache of a core, and few calls for two threads
-SATURATED = 1e4  # (100)²: there √(2/π) (x + a x³) is beyond 3e4
+SATURATED = 100.0  # beyond it GELU is x or 0, and its slope 1 or 0, to the last digit
+LARGE = 1e20  # of a sum of squares: far below it, no x overflows on the way to GELU's slope
 SAFE = 1e15  # between 1/SAFE and SAFE, a row's sum has neither overflowed nor lost a term that counts
 
 
@@ -28,11 +29,11 @@ def gelu_tanh(x: np.ndarray, *, memory: Memory) -> tuple[np.ndarray, np.ndarray 
     y, slope = memory.empty("y", x.shape, like=x), _recorded("slope", x, memory)
     for x_, y_, slope_ in _blocks(x, y, slope if slope is not None else y):
         h = memory.scratch("h", x_.shape, like=x)
-        np.multiply(x_, x_, out=slope_)
-        np.minimum(slope_, SATURATED, out=slope_)  # x²; larger ones only overflow, for tanh is ±1 long before
+        within = x_ if x_ @ x_ < LARGE else np.clip(x_, -SATURATED, SATURATED)
+        np.multiply(within, within, out=slope_)
         np.multiply(slope_, CUBIC * SQRT_2_OVER_PI, out=h)
         h += SQRT_2_OVER_PI
-        h *= x_
+        h *= within
         np.tanh(h, out=h)
         h += 1
         h *= 0.5
@@ -41,7 +42,7 @@ def gelu_tanh(x: np.ndarray, *, memory: Memory) -> tuple[np.ndarray, np.ndarray 
             continue
         slope_ *= 6 * CUBIC * SQRT_2_OVER_PI
         slope_ += 2 * SQRT_2_OVER_PI  # 2 u'
-        slope_ *= y_
+        slope_ *= y_ if within is x_ else within * h
         np.subtract(1, h, out=(rest := memory.scratch("1 - h", x_.shape, like=x)))
         slope_ *= rest
         slope_ += h
@@ -87,7 +88,7 @@ def layer_norm_backward(
 ) -> tuple[np.ndarray, np.ndarray]:
     """See vitnp/layers/layer_norm.py. With r = dy x̂, mean(ĝ) = dy · γ/D and mean(ĝ x̂) = r · γ/D."""
     dim = dy.shape[-1]
-    dx, dgamma_rows = memory.empty("dx", dy.shape, like=dy), memory.empty("dgamma_rows", dy.shape, like=dy)
+    dx, dgamma_rows = memory.lend("dx", dy.shape, like=dy), memory.lend("dgamma_rows", dy.shape, like=dy)
     mean_weights = gamma / dim
     for dy_, x_hat_, rstd_, dx_, rows_ in _row_blocks(dim, dy, x_hat, rstd, dx, dgamma_rows):
         np.multiply(dy_, x_hat_, out=rows_)
@@ -108,7 +109,7 @@ def product_transposed(a: np.ndarray, b: np.ndarray, scale: float = 1.0, *, memo
     (*many, N, _), (M, K) = a.shape, b.shape[-2:]
     turned = memory.scratch("turned", (*many, K, M), like=b)
     np.multiply(b.swapaxes(-1, -2), scale, out=turned)
-    product: np.ndarray = memory.empty("product", (*many, N, M), like=a)
+    product: np.ndarray = memory.lend("product", (*many, N, M), like=a)
     return np.matmul(a, turned, out=product)
 
 
@@ -131,7 +132,7 @@ def softmax(x: np.ndarray, *, memory: Memory) -> np.ndarray:
 
 def softmax_backward(dp: np.ndarray, p: np.ndarray, *, memory: Memory) -> np.ndarray:
     """See vitnp/layers/softmax.py."""
-    dx: np.ndarray = memory.empty("dx", dp.shape, like=dp)
+    dx: np.ndarray = memory.lend("dx", dp.shape, like=dp)
     ones = np.ones(dp.shape[-1], dp.dtype)
     for dp_, p_, dx_ in _row_blocks(dp.shape[-1], dp, p, dx):
         np.multiply(dp_, p_, out=dx_)

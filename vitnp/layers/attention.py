@@ -57,6 +57,7 @@ class Attention(Layer):
         self.softmax = Softmax()
         self.dropout = Dropout(dropout)
         self.proj = Linear(dim, dim, rng=None, dtype=dtype)
+        self.proj.lends = True
         self.built(rng)
 
     def forward(self, x: Array, ctx: Context) -> Array:
@@ -74,7 +75,7 @@ class Attention(Layer):
     def backward(self, dy: Array, ctx: Context) -> Array:
         """dy (B, N, D) -> dx (B, N, D)."""
         s, xp, (B, N, D) = ctx.saved(self), array_module(dy), dy.shape
-        dqkv = ctx.empty(self, "dqkv", (B, N, 3 * D), like=dy)
+        dqkv = ctx.lend(self, "dqkv", (B, N, 3 * D), like=dy)
         dq, dk, dv = self._split(dqkv)  # views: what is written to them is in its place
         # 5  y = merged heads @ W_proj + b
         dheads = self._by_head(self.proj.backward(dy, ctx))

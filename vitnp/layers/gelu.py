@@ -107,5 +107,5 @@ class GELU(Layer):
 
     def backward(self, dy: Array, ctx: Context) -> Array:
         """dy -> dx of the same shape."""
-        dx = ctx.empty(self, "dx", dy.shape, like=dy)
+        dx = ctx.lend(self, "dx", dy.shape, like=dy)
         return array_module(dy).multiply(dy, ctx.saved(self).slope, out=dx)
