@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -207,23 +208,19 @@ def _in_batches(
     threads = min(usable_cores() if model.device == "cpu" else 1, batch_size)
     size = _images_a_pass(model, len(images), batch_size, threads)
     results = np.empty((len(images), width), model.flat.dtype)
-    contexts: SimpleQueue[Context] = SimpleQueue()
-    for _ in range(threads):
-        contexts.put(_Streaming())
 
-    def run(start: int) -> None:
-        ctx, rows = contexts.get(), slice(start, start + size)
-        try:
-            # What overflows is found in the results below; no need to warn as well.
-            with np.errstate(over="ignore", invalid="ignore"):
-                results[rows] = to_cpu(compute(_prepare(images[rows], mean, std, model.flat.dtype), ctx))
-        finally:
-            contexts.put(ctx)  # also after an error, or the other threads would wait for it
+    def run(start: int, ctx: Context) -> None:
+        rows = slice(start, start + size)
+        # What overflows is found in the results below; no need to warn as well.
+        with np.errstate(over="ignore", invalid="ignore"):
+            results[rows] = to_cpu(compute(_prepare(images[rows], mean, std, model.flat.dtype), ctx))
 
     # As in a training step: one BLAS thread for each of ours, and one model at a time.
-    with one_at_a_time, blas_controller().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(run, range(0, len(images), size)):
-            pass
+    with one_at_a_time, blas_controller().limit(limits=1, user_api="blas"):
+        workers = _KEPT.get(model)
+        if workers is None or workers.contexts.qsize() != threads:
+            workers = _KEPT[model] = _Workers(threads)
+        workers.do(run, range(0, len(images), size))
     _check_finite(results, images)
     return results
 
@@ -240,11 +237,46 @@ class _Streaming(Context):
         return (super().empty if layer.role is None else self.lend)(layer, name, shape, like)
 
 
+class _Workers:
+    """Threads and contexts that stay with a model: starting anew is what a small one would spend its time on."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = ThreadPoolExecutor(threads, thread_name_prefix="vitnp-predict")
+        self.contexts: SimpleQueue[Context] = SimpleQueue()
+        for _ in range(threads):
+            self.contexts.put(_Streaming())
+
+    def do(self, work: Callable[[int, Context], None], starts: Iterable[int]) -> None:
+        """Call work(start, ctx) for every start; when this returns or raises, none goes on."""
+        jobs = [self.threads.submit(self._with_a_context, work, start) for start in starts]
+        try:
+            for job in jobs:
+                job.result()
+        finally:
+            for job in jobs:
+                job.cancel()
+            wait(jobs)
+
+    def _with_a_context(self, work: Callable[[int, Context], None], start: int) -> None:
+        ctx = self.contexts.get()
+        try:
+            work(start, ctx)
+        finally:
+            self.contexts.put(ctx)  # also after an error, or the other threads would wait for it
+
+
+_KEPT: WeakKeyDictionary[VisionTransformer, _Workers] = WeakKeyDictionary()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_KEPT.clear)  # threads do not survive a fork
+
+
 def _images_a_pass(model: VisionTransformer, images: int, batch_size: int, threads: int) -> int:
-    """How many images a thread takes at a time: as many as stay in the cache, and no more than its share of all."""
+    """How many images a thread takes at a time: no more than stay in the cache, and all threads take equally many."""
     if model.device != "cpu":
         return batch_size
-    return min(batch_size // threads, max(1, ROWS // model.config.num_tokens), -(-images // threads))
+    most = min(batch_size // threads, max(1, ROWS // model.config.num_tokens))
+    rounds = -(-images // (most * threads))
+    return -(-images // (rounds * threads))
 
 
 def _prepare(images: Array, mean: Sequence[float] | None, std: Sequence[float] | None, dtype: np.dtype) -> Array:

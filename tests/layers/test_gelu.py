@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from helpers import both_gradients, error, handwritten_gradients, normal, numeric_gradients, worst_error
+from helpers import both_gradients, error, handwritten_gradients, normal, numeric_gradients, same_bits, worst_error
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -89,6 +89,17 @@ def test_tanh_form_of_numbers_whose_squares_overflow():
     with np.errstate(over="ignore"):  # as in a training step
         assert (forward("tanh", x) == [0, x[1]]).all()
         assert (slope("tanh", x) == [0, 1]).all()
+
+
+def test_numbers_beside_one_whose_square_overflows_are_as_without_it():
+    x = normal((3, 50), 5).astype("float32")
+    y, dy = forward("tanh", x), slope("tanh", x)
+    x[1, 7] = 1e30
+    with np.errstate(over="ignore"):
+        beside_y, beside_dy = forward("tanh", x), slope("tanh", x)
+    y[1, 7], dy[1, 7] = x[1, 7], 1
+    assert same_bits(beside_y, y)
+    assert same_bits(beside_dy, dy)
 
 
 def test_the_form_is_tanh_unless_said():

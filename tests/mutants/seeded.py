@@ -537,7 +537,7 @@ _FORWARD: tuple[tuple, ...] = (
             "(dx_hat * x_hat).mean(-1, keepdims=True)",
             "(dx_hat * x_hat).sum(-1, keepdims=True) / (dy.shape[-1] - 1)",
         ),
-        (CPU, "variance = (y_ @ mean_weights)[:, None]", "variance = (y_ @ mean_weights)[:, None] * (dim / (dim - 1))"),
+        (CPU, "variance = squares / dim", "variance = squares / (dim - 1)"),
         (CPU, UNBIASED, UNBIASED + " * (dim / (dim - 1))"),
     ),
     (

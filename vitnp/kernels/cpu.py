@@ -18,6 +18,7 @@ from vitnp.layers.gelu import gelu_erf as plain_gelu_erf
 BLOCK = 1 << 17  # elements, 512 KB of float32: small enough for the cache of a core, and few calls for two threads
 SATURATED = 100.0  # beyond it GELU is x or 0, and its slope 1 or 0, to the last digit
 LARGE = 1e20  # of a sum of squares: far below it, no x overflows on the way to GELU's slope
+OFF_CENTRE = 16.0  # a mean so many deviations from zero costs four bits when it is subtracted
 SAFE = 1e15  # between 1/SAFE and SAFE, a row's sum has neither overflowed nor lost a term that counts
 
 
@@ -37,15 +38,16 @@ def gelu_tanh(x: np.ndarray, *, memory: Memory) -> tuple[np.ndarray, np.ndarray 
         np.tanh(h, out=h)
         h += 1
         h *= 0.5
-        np.multiply(x_, h, out=y_)
-        if slope is None:
-            continue
-        slope_ *= 6 * CUBIC * SQRT_2_OVER_PI
-        slope_ += 2 * SQRT_2_OVER_PI  # 2 u'
-        slope_ *= y_ if within is x_ else within * h
-        np.subtract(1, h, out=(rest := memory.scratch("1 - h", x_.shape, like=x)))
-        slope_ *= rest
-        slope_ += h
+        np.multiply(within, h, out=y_)
+        if slope is not None:
+            slope_ *= 6 * CUBIC * SQRT_2_OVER_PI
+            slope_ += 2 * SQRT_2_OVER_PI  # 2 u'
+            slope_ *= y_
+            np.subtract(1, h, out=(rest := memory.scratch("1 - h", x_.shape, like=x)))
+            slope_ *= rest
+            slope_ += h
+        if within is not x_:
+            np.multiply(x_, h, out=y_)
     return y, slope
 
 
@@ -72,11 +74,14 @@ def layer_norm(
     rstd = memory.empty("rstd", (*x.shape[:-1], 1), like=x)
     mean_weights = np.full(dim, 1 / dim, x.dtype)
     for x_, y_, x_hat_, rstd_ in _row_blocks(dim, x, y, x_hat, rstd):
-        np.subtract(x_, (x_ @ mean_weights)[:, None], out=x_hat_)
-        x_hat_ -= (x_hat_ @ mean_weights)[:, None]  # what rounding left: it matters where a row is all but constant
-        np.multiply(x_hat_, x_hat_, out=y_)  # y_ holds the squares for two lines
-        variance = (y_ @ mean_weights)[:, None]
-        np.divide(1, np.sqrt(variance + eps), out=rstd_)
+        mean = x_ @ mean_weights
+        np.subtract(x_, mean[:, None], out=x_hat_)
+        squares = np.vecdot(x_hat_, x_hat_)
+        if not (dim * mean * mean <= OFF_CENTRE**2 * squares).all():  # then what rounding has left of it counts
+            x_hat_ -= (x_hat_ @ mean_weights)[:, None]
+            squares = np.vecdot(x_hat_, x_hat_)
+        variance = squares / dim
+        np.divide(1, np.sqrt(variance + eps)[:, None], out=rstd_)
         x_hat_ *= rstd_
         np.multiply(x_hat_, gamma, out=y_)
         y_ += beta
