@@ -7,7 +7,8 @@ import pytest
 from helpers import normal
 
 from vitnp import gradcheck
-from vitnp.gradient_check import compare
+from vitnp.gradient_check import compare, locate
+from vitnp.gradient_check.derivatives import Estimate
 
 every_mode = pytest.mark.parametrize("mode", ["full", "directions"])
 every_method = pytest.mark.parametrize("method", ["auto", "complex", "richardson", "5point", "central"])
@@ -176,7 +177,7 @@ def test_sixty_kinks_alone_are_kinks(method):
 
 
 def test_what_there_is_no_time_to_look_at_is_inconclusive(monkeypatch):
-    monkeypatch.setattr(compare, "SUSPECTS_BUDGET_S", 0.0)
+    monkeypatch.setattr(locate, "SUSPECTS_BUDGET_S", 0.0)
     x, grads = many_kinks(1.05)
     report = gradcheck(relu, x, grads=grads, mode="full", seed=3)
     assert (report.verdict, report.worst.hint) == ("INCONCLUSIVE", "60 more that differ are left for want of time")
@@ -263,7 +264,7 @@ def test_the_noise_of_a_function_is_that_of_the_rounding_in_it(value):
         problem = compare.Problem()
         problem.arrays = {"a": value * normal((50,), 1)}
         problem.value = lambda moved: f(moved["a"])
-        return compare.Checker(problem, problem.arrays, "richardson", None, np.random.default_rng(0)).noise
+        return compare.Checker(problem, problem.arrays, "richardson", None, np.random.default_rng(0)).measure.noise
 
     def sum_of(dtype):
         return lambda a: (a.astype(dtype).astype("float64") ** 2).sum()
@@ -294,7 +295,7 @@ def test_a_referee_that_cannot_tell_does_not_condemn(numeric, verdict):
     problem.arrays = {"a": np.ones(1)}
     problem.value = lambda moved: moved["a"].sum() + 1e12
     checker = compare.Checker(problem, {"a": np.ones(1)}, "central", None, np.random.default_rng(0))
-    assert checker._refereed({"a": np.ones(1)}, 1.0, numeric)[0] == verdict
+    assert locate.judge(checker, "a", {"a": np.ones(1)}, 1.0, Estimate(numeric, 0.0), 1.0)[0] == verdict
 
 
 # -- what a row that passes says --------------------------------------------------------------------------------------
@@ -396,7 +397,9 @@ def test_many_tensors_that_differences_decide_have_one_note():
 
     report = gradcheck(f, arrays, grads={name: 3 * a * a + 1e-6 * np.sign(a) for name, a in arrays.items()})
     assert report.verdict == "PASS"
-    assert report.notes == ["w0 and 39 more by richardson: forward loses imaginary parts on the way from there"]
+    assert report.notes == [
+        "w0 and 39 more by richardson, tolerance 1e-08: forward loses imaginary parts on the way from there"
+    ]
 
 
 # -- the cotangent ----------------------------------------------------------------------------------------------------

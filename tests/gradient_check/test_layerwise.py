@@ -150,7 +150,9 @@ def test_a_right_layer_that_loses_imaginary_parts_passes_with_a_note():
     report = check(with_var("none"))
     assert (report.verdict, report.ok) == ("PASS", True)
     assert len(report.notes) == 1
-    assert report.notes[0].endswith("more by richardson: forward loses imaginary parts on the way from there")
+    assert report.notes[0].endswith(
+        "more by richardson, tolerance 1e-08: forward loses imaginary parts on the way from there"
+    )
 
 
 @pytest.mark.parametrize("method", ["auto", "richardson"])

@@ -2,7 +2,10 @@
 
 derivatives.py   five ways to differentiate by evaluating: what they leave out, and how far they can be trusted
 problems.py      what is checked: a layer, a model, a loss, any function of arrays; and how it behaves
-compare.py       claimed against numeric gradients, tensor by tensor, down to the worst element
+measure.py       derivatives of a problem, and which of two numbers is one: steps, noise, complex steps confirmed
+compare.py       claimed against numeric gradients, tensor by tensor: how a verdict comes about
+locate.py        what differs, down to the worst element, and whether it has an excuse
+notes.py         what a report says of it in words
 hints.py         what a wrong gradient looks like, where that is certain
 report.py        the verdict, as a table, JSON, or a picture
 check.py         gradcheck, which puts them together

@@ -18,9 +18,12 @@ from typing import Any
 import numpy as np
 
 from vitnp.backend import Array
-from vitnp.gradient_check.compare import Checker, by_richardson, check_tolerance, not_compared, only_finite, settle
+from vitnp.gradient_check.compare import Checker, check_tolerance, only_finite, settle
 from vitnp.gradient_check.derivatives import METHODS
 from vitnp.gradient_check.hints import start_here
+from vitnp.gradient_check.locate import locate
+from vitnp.gradient_check.measure import Measure
+from vitnp.gradient_check.notes import by_richardson, not_compared
 from vitnp.gradient_check.probe import Probe, probe
 from vitnp.gradient_check.problems import DIRECTIONS, FunctionProblem, LayerProblem, LossProblem, Problem
 from vitnp.gradient_check.report import Report, Row, grave
@@ -103,9 +106,9 @@ def _check(
     report = Report(title, "", "", tolerance or 0.0, rows)
     if not grads:
         return report
-    tried = probe(Checker(problem, grads, "complex", None, rng)) if method == "auto" else Probe(method)
-    checker = Checker(problem, grads, tried.method, tolerance, rng)
-    checker.leaky = tried.leaky
+    measure = Measure(problem, grads, rng)
+    tried = probe(Checker(problem, grads, "complex", None, rng, measure)) if method == "auto" else Probe(method)
+    checker = Checker(problem, grads, tried.method, tolerance, rng, measure)
     if mode == "auto":
         mode = "full" if problem.size * checker.seconds_a_coordinate() <= FULL_BUDGET_S else "directions"
     report.method, report.mode, report.tolerance = tried.method, mode, checker.tolerance
@@ -113,9 +116,9 @@ def _check(
     rows += [checker.row(name, mode, directions) for name in grads]
     order = list(problem.arrays)
     rows.sort(key=lambda row: order.index(row.name) if row.name in order else -1)
-    checker.locate(_from_input(rows))
+    locate(checker, _from_input(rows))
     again = settle(rows, checker, tolerance, method == "auto", lambda other, row: other.row(row.name, mode, directions))
-    notes = tried.note, checker.about_noise(), by_richardson(again), not_compared(rows)
+    notes = tried.note, checker.about_noise(), by_richardson(again, tolerance), not_compared(rows)
     report.notes = [note for note in notes if note]
     failing = {row.name for row in rows if row.verdict in ("FAIL", "MISSING", "SHAPE")}
     if isinstance(problem, LayerProblem) and len(problem.arrays) > 2:

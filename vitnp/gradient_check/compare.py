@@ -1,9 +1,20 @@
-"""Numeric derivatives of a problem, and their comparison with the claimed gradients, one tensor at a time.
+"""Claimed against numeric gradients, one tensor at a time; and how a verdict comes about.
 
-A difference is wrong by more than rounding where the function has a kink within its step, or bends strongly; so before
-a gradient fails, the place is looked at again, with smaller steps and from both sides. And a complex step is wrong
-where a function loses imaginary parts, on one way of many: so before a gradient fails by it, differences with the
-narrowest error bars that there are must side with it. Where they side with the gradient, differences decide the tensor.
+1. The claim is compared with the numeric derivative, in every coordinate or along a random direction of the tensor. It
+   passes within the tolerance (of the tensor's gradient), ten error bars, and the rounding of the largest gradient.
+2. A complex step is held to a difference, along a random direction (`Measure.confirm`). Does it agree, it counts to the
+   last digit. Is it LOST, as forward loses imaginary parts, the tensor is checked by differences, and FAILs if it lacks
+   the same; where a complex step was asked for, it is INCONCLUSIVE. So it is where no difference is finite.
+3. A difference that agrees must do so with a tiny step, too, which sees what a large one jumps over. One that does not,
+   or is not known well enough to tell, gives way to what decides in 4; known to a thousandth, that lets a claim pass.
+4. Before a claim fails, its worst element (a direction is halved down to it) is looked at by the difference with the
+   least step that tells claim and numeric derivative apart (`Measure.resolve`). Do the slopes of both sides differ, it
+   is KINK if it is one of them or their mean, INCONCLUSIVE elsewhere between, FAIL beyond. Without a kink it FAILs
+   unless it is within a quarter of the gap of that difference; if it is, it is LOST by a complex step, or INCONCLUSIVE.
+5. Where no step can tell, a complex step that was confirmed is right; anything else is INCONCLUSIVE.
+
+KINK promises that each of its elements, and all of them moving at once, have a slope that a convention gives. It does
+not promise that the convention is the same everywhere, nor what the gradient is beside the kink: check there, too.
 """
 
 from __future__ import annotations
@@ -13,33 +24,34 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vitnp.backend import Array, array_module
-from vitnp.gradient_check.derivatives import METHODS, REFEREE, Estimate, Method, rounding, scatter
-from vitnp.gradient_check.hints import explain, explain_samples
+from vitnp.gradient_check import locate
+from vitnp.gradient_check.derivatives import METHODS, REFEREE, Estimate, central
+from vitnp.gradient_check.hints import explain
+from vitnp.gradient_check.measure import FLOOR, ROUGHLY, Measure, Ruling
+from vitnp.gradient_check.notes import (
+    AS_WRONG,
+    COARSE,
+    DIFFERS,
+    HIDDEN,
+    LOSES,
+    NOT_COMPARED,
+    NOT_FINITE,
+    TOO_WIDE,
+    UNCONFIRMED,
+)
 from vitnp.gradient_check.problems import Problem, first_place
-from vitnp.gradient_check.report import Row
+from vitnp.gradient_check.report import GOOD, Row
 
-LOCATE_BUDGET_S = 10.0  # for the worst elements of tensors that have failed
-SUSPECTS_BUDGET_S = 10.0  # for looking again at what differs in one tensor; what is left then is said to be left
-EXPLAIN_BUDGET_S = 3.0  # for the numeric gradient of one of them
-EXPLAINED = 3  # of them, the nearest to the loss
-SAMPLES = 24  # coordinates of a tensor that is too large for that
 NEGLIGIBLE = 1e-12  # of the largest gradient: below it, a tensor's gradient is called zero
-FLOOR = 1e-8  # of the largest gradient: what an error is measured against at least
-NOISE = 1e-14  # of the largest gradient: what rounding may do to one that is the difference of such
 TRUSTED = 10  # error bars by which a difference may be off
 WIDE = 1e-3  # of a gradient: a wider error bar cannot tell right from wrong, unless the tolerance is wider still
-SHRINKS = (1.0, 0.1, 0.01)  # of a difference's step, as long as it does not agree
-JUDGED = (*SHRINKS, 1e-3, 1e-4)  # of the referee's, before it condemns
 LOST = "LOST"  # forward loses imaginary parts on the way from this tensor; `settle` turns it into a verdict
-SCATTER_STEPS = (1e-7, 1e-5)  # of the arrays: far below what differences need, above the rounding of float32
-FLOAT32 = 1e-9  # of a value: more noise is what float32 leaves, even after a mean over many
-AWAY = 1e-3  # of the arrays: so far from the point itself, which may be a kink, the scatter is measured
+CLEARLY = 1e-3  # of a gap: how well the derivative of a claim that fails is to be known, for people to see
 JITTER = 1e-14  # of the arrays: enough to draw all rounding anew, too little to change a derivative
 
 
@@ -48,6 +60,14 @@ class Found(NamedTuple):
 
     numeric: Array
     bars: Array
+
+
+class Ruled(NamedTuple):
+    """What a derivative is, PASS, FAIL or INCONCLUSIVE for the claim, and the slopes of both sides of a kink."""
+
+    found: Estimate
+    verdict: str
+    slopes: tuple[float, float, float] | None = None
 
 
 @dataclass
@@ -71,124 +91,71 @@ class Checker:
         method: str,
         tolerance: float | None,
         rng: np.random.Generator,
+        measure: Measure | None = None,
     ) -> None:
         self.problem, self.grads, self.method, self.rng = problem, grads, method, rng
+        self.measure = measure or Measure(problem, grads, rng)
+        self.is_complex = method == "complex"
         self.how = REFEREE if method == "referee" else METHODS[method]
         self.tolerance = self.how.tolerance if tolerance is None else tolerance
         self.wide = max(WIDE, self.tolerance)
-        self.largest = max(float(abs(grad).max()) for grad in grads.values())
-        self.rounding = NOISE * max(self.largest, problem.upstream)
-        self.leaky = False  # whether imaginary parts are known to get lost somewhere
-        self._failed: dict[str, tuple[Array, float]] = {}  # direction, difference along it
-        self._last: tuple[Mapping[str, Array], Estimate] | None = None  # complex step: `everywhere` is asked for twice
+        self.rounding, self.largest = self.measure.rounding, self.measure.largest
+        self.states: dict[str, str] = {}  # what differences say of a complex step, where it is not that it agrees
+        self.as_wrong: dict[str, tuple[Row, Array]] = {}  # claims that lack what complex steps have lost, and direction
+        self.failed: dict[str, tuple[Array, float]] = {}  # direction, difference along it
+        self.along_each: dict[str, tuple[Array, float]] = {}  # the last direction, and the derivative along it
         self.errors: dict[str, Array] = {}  # relative, of every coordinate, where all were compared
 
     # -- derivatives ------------------------------------------------------------------------------------------------
 
-    def derivative(
-        self,
-        directions: Mapping[str, Array],
-        how: Method | None = None,
-        shrink: float = 1.0,
-        start: Mapping[str, Array] | None = None,
-        noise: float | None = None,
-    ) -> Estimate:
+    def derivative(self, directions: Mapping[str, Array], start: Mapping[str, Array] | None = None) -> Estimate:
         """Return the derivative of the loss when the arrays of these names move along these directions.
 
-        `start` is where all arrays are instead of where they are, `noise` that of the values, measured unless given.
+        `start` is where all arrays are instead of where they are.
         """
-        how, arrays = how or self.how, start or self.problem.arrays
+        f = self.measure.function(directions, start=start)
+        if self.is_complex:
+            return self.how.estimate(f, self.how.step, 0.0)
+        return self.how.estimate(f, self._step(directions), self.measure.noise)
 
-        def f(t: complex) -> complex:
-            still = {} if start is None else {name: array + 0 * t for name, array in start.items()}
-            moved = {name: arrays[name] + t * along for name, along in directions.items()}
-            value: complex = self.problem.value(still | moved)
-            return value
+    def _step(self, directions: Mapping[str, Array]) -> float:
+        """A difference's step, by the arrays' own size; by the floor if rounding hides what so small a step shows."""
+        measure, own = self.measure, self.how.step * self.measure.size(directions)
+        scale = math.sqrt(
+            sum(
+                float((self.grads[name] * along * self.grads[name] * along).sum()) for name, along in directions.items()
+            )
+        )
+        hidden = 4 * TRUSTED * max(measure.noise, measure.rounded(directions)) / own > self.wide * scale
+        return max(own, self.how.step * measure.floor) if hidden else own
 
-        if how is METHODS["complex"]:
-            if start is not None or self._last is None or self._last[0] is not directions:
-                self._last = (directions if start is None else {}), how.estimate(f, how.step, 0.0)
-            return self._last[1]
-        noise = self.noise if noise is None else noise
-        return how.estimate(f, how.step * shrink * self._size(directions), noise)
-
-    def _size(self, directions: Mapping[str, Array]) -> float:
-        return min(self.sizes[name] for name in directions)
-
-    @cached_property
-    def sizes(self) -> dict[str, float]:
-        """The root mean square of each array, against which steps are measured.
-
-        An array that starts at zero or nearly so, as biases do, is as large as a hundredth of the largest.
-        """
-        rms = {name: math.sqrt(float((array * array).mean())) for name, array in self.problem.arrays.items()}
-        floor = max(rms.values()) / 100 or 1.0
-        return {name: max(size, floor) for name, size in rms.items()}
-
-    def coordinate(self, name: str, index: int) -> Estimate:
-        """Return the partial derivative by one element, counted in the flattened array."""
-        return self.derivative({name: self._unit(name, index)})
-
-    @cached_property
-    def noise(self) -> float:
-        """By how much the function's values scatter: little more than nothing, unless forward rounds to float32.
-
-        They are taken along a random direction in all arrays, of their own size.
-        """
-        arrays, rng = self.problem.arrays, self.rng.spawn(1)[0]
-        along = {
-            name: array_module(array).asarray(rng.standard_normal(array.shape)) * self.sizes[name]
-            for name, array in arrays.items()
-        }
-
-        def f(t: complex) -> complex:
-            value: complex = self.problem.value({name: arrays[name] + (AWAY + t) * along[name] for name in arrays})
-            return value
-
-        for step in SCATTER_STEPS:
-            found = scatter(f, step)
-            if found > 0:  # else the step is too small to change anything
-                return found if math.isfinite(found) else 0.0
-        return 0.0
-
-    @cached_property
-    def is_coarse(self) -> bool:
-        """Whether differences suffer from values that are known no better than if something were float32."""
-        return self.method != "complex" and self.noise > FLOAT32 * self._here > 0
-
-    @cached_property
-    def _here(self) -> float:
-        """The size of the function's value."""
-        return abs(float(self.problem.value(self.problem.arrays).real))
-
-    def about_noise(self) -> str:
-        """The note on values that are known so badly, or ""."""
-        return COARSE.format(self.noise / self._here) if self.is_coarse else ""
-
-    def _normal(self, array: Array) -> Array:
-        return array_module(array).asarray(self.rng.standard_normal(array.shape))
-
-    def _unit(self, name: str, index: int) -> Array:
+    def unit(self, name: str, index: int) -> dict[str, Array]:
+        """The direction of one element, counted in the flattened array."""
         array = self.problem.arrays[name]
         direction = array_module(array).zeros(array.shape, array.dtype)
         direction.reshape(-1)[index] = 1
-        return direction
+        return {name: direction}
 
-    @cached_property
-    def everywhere(self) -> dict[str, Array]:
-        """A random direction, of about unit length, for every array that has a gradient."""
-        return {name: self._normal(grad) / math.sqrt(grad.size) for name, grad in self.grads.items()}
+    def coordinate(self, name: str, index: int) -> Estimate:
+        """Return the partial derivative by one element."""
+        return self.derivative(self.unit(name, index))
+
+    def about_noise(self) -> str:
+        """The note on values that are known too badly for differences, or ""."""
+        coarse = not self.is_complex and self.measure.is_coarse
+        return COARSE.format(self.measure.noise / abs(self.measure.here)) if coarse else ""
 
     def seconds_a_coordinate(self) -> float:
         """Return how long the derivative by one element takes."""
-        name = next(iter(self.problem.arrays))
-        if self.method != "complex":
+        name = next(iter(self.grads))
+        if not self.is_complex:
             self.coordinate(name, 0)  # it measures the noise, once
         start = time.perf_counter()
         self.coordinate(name, 0)
         return time.perf_counter() - start
 
-    def _every_coordinate(self, name: str) -> Found:
+    def every_coordinate(self, name: str) -> Found:
+        """Return the whole numeric gradient of a tensor."""
         xp, array = array_module(self.problem.arrays[name]), self.problem.arrays[name]
         found = [self.coordinate(name, index) for index in range(array.size)]
         return Found(*(xp.asarray(np.array(column)).reshape(array.shape) for column in zip(*found, strict=True)))
@@ -197,115 +164,215 @@ class Checker:
 
     def row(self, name: str, mode: str, directions: int) -> Row:
         """Check one tensor."""
-        if self.leaky and self.method == "complex":
-            direction = self._normal(self.grads[name]) / math.sqrt(self.grads[name].size)
-            if self.disagreement({name: direction}):
-                return Row(name, direction.shape, "", 0.0, None, 0.0, 0.0, LOST, LOSES)
         return self.full(name) if mode == "full" else self.along(name, directions)
 
     def full(self, name: str) -> Row:
         """Compare every coordinate."""
-        analytic, (numeric, bars) = self.grads[name], self._every_coordinate(name)
-        xp = array_module(numeric)
-        own = max(float(abs(analytic).max()), _largest(numeric))
+        analytic, (numeric, bars) = self.grads[name], self.every_coordinate(name)
+        if self.is_complex and (lost := self._unconfirmed_all(name, numeric)):
+            return lost
+        xp, own = array_module(numeric), max(float(abs(analytic).max()), _largest(numeric))
         scale = max(own, FLOOR * self.largest)
-        self._measure_again(name, numeric, bars, scale)
+        wrong = None if self.is_complex else self._measure_again(name, numeric, bars, scale)
         known = xp.isfinite(numeric)
         gap, bars = xp.where(known, abs(analytic - numeric), 0.0), xp.where(known, bars, 0.0)
-        excess = gap - TRUSTED * bars - self.rounding
+        excess = xp.where(gap > TRUSTED * bars + self.rounding, gap - TRUSTED * bars - self.rounding, 0.0)
         fails = float(excess.max()) > self.tolerance * scale
         worst = int((excess if fails else gap).argmax())
         apart, n = (float(array.reshape(-1)[worst]) for array in (gap, numeric))
         row = self._row(name, f"all {analytic.size}", apart / scale if scale else 0.0, worst, n)
         self.errors[name] = gap / scale if scale else gap
         if not bool(known.all()):
-            self._set_element(row, int((~known).reshape(-1).argmax()), math.nan)
+            self.set_element(row, int((~known).reshape(-1).argmax()), math.nan)
             row.verdict, row.hint = "INCONCLUSIVE", NOT_FINITE
         if fails:
-            self._judge_all(row, _places(excess > self.tolerance * scale, worst))
-            if row.verdict == "FAIL":
-                row.hint = explain(name, analytic, numeric, self.problem.batch, scale, self.tolerance)
+            suspects = _places(excess > self.tolerance * scale, worst if wrong is None else wrong)
+            self._judge(row, suspects, numeric, scale)
         elif row.verdict == "PASS":
             size = _Size(float(abs(analytic).max()), own, apart, float(bars.max()), 1.0)
-            self._qualify(row, {name: self._unit(name, worst)}, size)
+            self._qualify(row, self.unit(name, worst), size)
         return row
 
-    def _measure_again(self, name: str, numeric: Array, bars: Array, scale: float) -> None:
-        """Take differences that do not agree again with smaller steps, in place, until one is wrong after all."""
-        if self.method == "complex":
-            return
-        allowed = self.tolerance * scale + TRUSTED * bars + self.rounding
-        suspect = ~((abs(self.grads[name] - numeric) <= allowed) & (TRUSTED * bars <= self.wide * scale))
-        for index in _places(suspect):
-            claimed = float(self.grads[name].reshape(-1)[index])
-            (value, bar), verdict = self._measured({name: self._unit(name, index)}, claimed, scale, 1.0)
-            if verdict == "FAIL":
-                return
-            numeric.reshape(-1)[index], bars.reshape(-1)[index] = value, bar
+    def _judge(self, row: Row, suspects: list[int], numeric: Array, scale: float) -> None:
+        """Give a row its verdict, of which these elements differ, and a hint."""
+        locate.judge_all(self, row, suspects, numeric, scale)
+        if row.verdict == "FAIL" and not row.hint:
+            analytic, batch = self.grads[row.name], self.problem.batch
+            row.hint = explain(row.name, analytic, numeric, batch, scale, self.tolerance)
 
-    def along(self, name: str, directions: int) -> Row:
-        """Compare the derivative along random directions."""
-        analytic = self.grads[name]
-        length, rms = math.sqrt(analytic.size), math.sqrt(float((analytic * analytic).mean()))
-        row = self._row(name, f"{directions} direction{'s' if directions > 1 else ''}", -1.0, None, 0.0)
-        found = dict[str, str]()
-        for _ in range(directions):
-            direction = {name: self._normal(analytic)}
-            claimed, floor = float((analytic * direction[name]).sum()), length * max(rms, FLOOR * self.largest)
-            (numeric, bar), verdict = self._measured(direction, claimed, floor, length)
-            apart, size = abs(claimed - numeric), abs(numeric) if math.isfinite(numeric) else 0.0
-            scale = max(floor, size)
-            error = math.inf if math.isnan(apart) else apart / scale if scale else 0.0
-            if error > row.error:
-                row.error, row.analytic, row.numeric = error, claimed, numeric
-            if verdict == "FAIL":
-                row.verdict, row.hint = "FAIL", ""
-                self._failed[name] = direction[name], claimed - numeric
-                return row
-            one = dataclasses.replace(row, verdict=verdict, error=error, analytic=claimed, numeric=numeric)
-            self._qualify(one, direction, _Size(length * rms, max(length * rms, size), apart, bar, length))
-            found.setdefault(one.verdict, one.hint)
-        row.verdict = next(verdict for verdict in ("INCONCLUSIVE", "PASS", "ZERO") if verdict in found)
-        row.error, row.hint = 0.0 if row.verdict == "ZERO" else row.error, found[row.verdict]
-        return row
+    def _unconfirmed_all(self, name: str, numeric: Array) -> Row | None:
+        """As `_unconfirmed`, by complex steps in every coordinate, which give that along a direction."""
+        direction = self.measure.normal(self.grads[name])
+        found = float((numeric * direction).sum())
+        return self._unconfirmed(name, direction, found) if math.isfinite(found) else None
 
-    def _measured(
-        self, directions: Mapping[str, Array], claimed: float, scale: float, length: float
-    ) -> tuple[Estimate, str]:
-        """Return a derivative along directions of this length, and PASS, FAIL or INCONCLUSIVE.
+    def _measure_again(self, name: str, numeric: Array, bars: Array, scale: float) -> int | None:
+        """Look again at every difference that does not agree, or jumps over something; return the first wrong claim.
 
-        A difference that does not agree is taken again with smaller steps: there may be a kink within the step, or so
-        strong a curvature that its error bar is too wide. The rounding of sums is allowed for: where a gradient is what
-        two large ones have left, it has no more digits than they.
+        There is as much time for that as for suspects; what is left then either differs, or is not known.
         """
-        tried = []
-        for shrink in SHRINKS if self.method != "complex" else (1.0,):
-            found = self.derivative(directions, shrink=shrink)
-            if not math.isfinite(found.value):
-                tried.append((found, "INCONCLUSIVE"))
+        claims, spent = self.grads[name].reshape(-1), 0.0
+        for index in range(claims.size):
+            unit, claimed = self.unit(name, index), float(claims[index])
+            found = Estimate(float(numeric.reshape(-1)[index]), float(bars.reshape(-1)[index]))
+            if self._is_settled(unit, claimed, found, scale, 1.0):
                 continue
-            limit = max(scale, abs(found.value))
-            allowed = self.tolerance * limit + TRUSTED * found.bar + self.rounding * length
-            if abs(claimed - found.value) <= allowed and TRUSTED * found.bar <= self.wide * limit:
-                return found, "PASS"
-            tried.append((found, "INCONCLUSIVE" if abs(claimed - found.value) <= allowed else "FAIL"))
-        return next((one for one in tried if math.isfinite(one[0].value)), tried[0])
+            if spent > locate.SUSPECTS_BUDGET_S:
+                agrees = self._passes(found, claimed, scale, 1.0)
+                bars.reshape(-1)[index] = math.inf if agrees else found.bar
+                continue
+            start = time.perf_counter()
+            (value, bar), verdict, slopes = self.ruled(unit, claimed, found, scale)
+            spent += time.perf_counter() - start
+            numeric.reshape(-1)[index], bars.reshape(-1)[index] = value, bar
+            if verdict == "FAIL" and slopes is None:
+                return index
+        return None
 
-    def together(self, name: str) -> Row:
+    def along(self, name: str, directions: int, confirm: bool = True) -> Row:
+        """Compare the derivative along random directions; `confirm` a complex step along the first of them."""
+        rows = list[Row]()
+        for i in range(directions):
+            rows.append(self._along_one(name, confirm and i == 0))
+            if rows[-1].verdict in ("FAIL", LOST):
+                break
+        verdict = next(
+            one for one in (LOST, "FAIL", "INCONCLUSIVE", "PASS", "ZERO") if one in {row.verdict for row in rows}
+        )
+        first = next(row for row in rows if row.verdict == verdict)
+        worst = first if verdict in (LOST, "FAIL") else max(rows, key=lambda row: row.error)
+        checked = f"{directions} direction{'s' if directions > 1 else ''}"
+        return dataclasses.replace(worst, checked=checked, verdict=verdict, hint=first.hint)
+
+    def _along_one(self, name: str, confirm: bool) -> Row:
+        """Compare the derivative along one random direction."""
+        analytic, direction = self.grads[name], {name: self.measure.normal(self.grads[name])}
+        length, rms = math.sqrt(analytic.size), math.sqrt(float((analytic * analytic).mean()))
+        claimed, floor = float((analytic * direction[name]).sum()), length * max(rms, FLOOR * self.largest)
+        (numeric, bar), verdict, _ = self._measured(direction, claimed, floor, length)
+        self.along_each[name] = direction[name], numeric
+        known = math.isfinite(numeric)
+        if confirm and known and self.is_complex and (lost := self._unconfirmed(name, direction[name], numeric)):
+            return lost
+        apart, size = abs(claimed - numeric), abs(numeric) if known else 0.0
+        scale = max(floor, size)
+        row = self._row(name, "", math.inf if math.isnan(apart) else apart / scale if scale else 0.0, None, 0.0)
+        row.analytic, row.numeric, row.verdict = claimed, numeric, verdict
+        if verdict == "FAIL":
+            self.failed[name] = direction[name], claimed - numeric
+        else:
+            self._qualify(row, direction, _Size(length * rms, max(length * rms, size), apart, bar, length))
+        return row
+
+    def _unconfirmed(self, name: str, direction: Array, found: float) -> Row | None:
+        """The row of a tensor for which forward loses imaginary parts, None of any other; its state is remembered."""
+        length, rms = math.sqrt(direction.size), math.sqrt(float((self.grads[name] * self.grads[name]).mean()))
+        scale = max(length * max(rms, FLOOR * self.largest), abs(found))
+        seen = self.measure.confirm({name: direction}, found, scale)
+        self.states[name] = seen.state
+        if seen.state != LOST or seen.ruling is None:
+            return None
+        self.measure.loses = True
+        along, claimed = seen.directions[name], float((self.grads[name] * seen.directions[name]).sum())
+        right, off = seen.ruling, abs(claimed - seen.ruling.value)
+        row = Row(name, direction.shape, "1 direction", off / scale, None, claimed, right.value, LOST, LOSES)
+        if off > max(2 * right.bar, 2 * abs(claimed - seen.found)):
+            self.as_wrong[name] = dataclasses.replace(row, verdict="FAIL", hint=AS_WRONG), along
+        return row
+
+    def confirmed_together(self) -> bool:
+        """Whether complex steps along the last direction of each tensor agree with a difference along all at once."""
+        directions = {name: direction for name, (direction, _) in self.along_each.items()}
+        found = sum(value for _, value in self.along_each.values())
+        scale = math.sqrt(sum(float((self.grads[name] * self.grads[name]).sum()) for name in directions))
+        return self.measure.confirm(directions, found, max(scale, abs(found)), quick=True).state == "AGREES"
+
+    def _measured(self, directions: Mapping[str, Array], claimed: float, scale: float, length: float) -> Ruled:
+        """Return a derivative along directions of this length, and PASS, FAIL or INCONCLUSIVE."""
+        found = self.derivative(directions)
+        if not self.is_complex:
+            settled = self._is_settled(directions, claimed, found, scale, length)
+            return Ruled(found, "PASS") if settled else self.ruled(directions, claimed, found, scale, length)
+        if not math.isfinite(found.value):
+            return Ruled(found, "INCONCLUSIVE")
+        return Ruled(found, "PASS" if self._passes(found, claimed, scale, length) else "FAIL")
+
+    def _passes(self, found: Estimate, claimed: float, scale: float, length: float) -> bool:
+        """Whether the claim is within what is allowed, and the derivative known well enough to say so.
+
+        The rounding of sums is allowed for: where a gradient is what two large ones have left, it has no more digits
+        than they.
+        """
+        limit = max(scale, abs(found.value))
+        allowed = self.tolerance * limit + TRUSTED * found.bar + self.rounding * length
+        return abs(claimed - found.value) <= allowed and TRUSTED * found.bar <= self.wide * limit
+
+    def _is_settled(
+        self, directions: Mapping[str, Array], claimed: float, found: Estimate, scale: float, length: float
+    ) -> bool:
+        """Whether a claim passes by a difference, and by a tiny one, which jumps over nothing."""
+        passes = self._passes(found, claimed, scale, length)
+        return passes and self._is_the_same_nearby(directions, claimed, max(scale, abs(found.value)))
+
+    def _is_the_same_nearby(self, directions: Mapping[str, Array], claimed: float, scale: float) -> bool:
+        """Whether a central difference agrees roughly, too, of the least step that knows it so well."""
+        measure, step = self.measure, self._step(directions)
+        noise = max(measure.noise, measure.rounded(directions))
+        h = measure.least(directions, ROUGHLY * scale, noise) if scale else step
+        if h >= step:
+            return True
+        value, bar = central(measure.function(directions), h, noise)
+        return not abs(claimed - value) > self.wide * scale + TRUSTED * bar
+
+    def ruled(
+        self, directions: Mapping[str, Array], claimed: float, found: Estimate, scale: float, length: float = 1.0
+    ) -> Ruled:
+        """Let the least step decide that tells a claim from what was found; again, as long as they come nearer."""
+        limit = max(scale, abs(found.value)) if math.isfinite(found.value) else scale
+        allowed = self.tolerance * limit + self.rounding * length
+        if self._is_coarse:  # such errors are not random: what they hide is more than they scatter
+            allowed = max(allowed, self.wide * limit)
+        apart, best, verdict = abs(claimed - found.value), found, "INCONCLUSIVE"
+        seen: Ruling | None = None
+        if not apart > allowed + TRUSTED * found.bar:
+            apart = 4 * self.wide * limit
+        while (ruling := self.measure.resolve(directions, apart, seen)) is not None:
+            off, seen = abs(claimed - ruling.value), ruling
+            if ruling.slopes is not None or off > max(apart / 4, allowed):
+                if abs(found.value - ruling.value) > ruling.bar:
+                    better = self.measure.resolve(directions, CLEARLY * apart, ruling) or ruling
+                    found = Estimate(better.value, better.bar)
+                return Ruled(found, "FAIL", ruling.slopes)
+            near = off <= max(ruling.bar, self.wide * limit / TRUSTED) + allowed
+            if near and ruling.bar <= self.wide * limit and not self._is_coarse:
+                best, verdict = Estimate(ruling.value, ruling.bar / TRUSTED), "PASS"
+                if off <= allowed:
+                    break
+            apart = min(apart / 4, max(3 * off, allowed, 0.0 if verdict == "PASS" else 2 * self.wide * limit))
+        return Ruled(best, verdict)
+
+    def together(self, name: str, confirm: bool) -> Row:
         """Compare the derivative when all tensors move at once, each along its own random direction."""
-        directions = self.everywhere
+        directions = self.measure.everywhere
         claimed = sum(float((self.grads[tensor] * along).sum()) for tensor, along in directions.items())
         floor = math.sqrt(sum(float((grad * grad).mean()) for grad in self.grads.values()))
-        (numeric, bar), verdict = self._measured(directions, claimed, floor, 1.0)
-        gap, scale = abs(claimed - numeric), max(floor, abs(numeric)) if math.isfinite(numeric) else floor
-        error = gap / scale if gap else 0.0
-        row = Row(name, (), "together", math.inf if math.isnan(error) else error, None, claimed, numeric, verdict)
-        if scale == 0:
+        (numeric, bar), verdict, _ = self._measured(directions, claimed, floor, 1.0)
+        known, gap = math.isfinite(numeric), abs(claimed - numeric)
+        scale = max(floor, abs(numeric)) if known else floor
+        error = math.inf if math.isnan(gap) else gap / scale if gap else 0.0
+        row = Row(name, (), "together", error, None, claimed, numeric, verdict)
+        if self.is_complex and confirm and known:
+            self.states[name] = self.measure.confirm(directions, numeric, scale, quick=True).state
+        if self.states.get(name) == LOST:
+            row.verdict, row.hint, self.measure.loses = LOST, LOSES, True
+        elif scale == 0:
             row.verdict = "ZERO"
         elif verdict == "FAIL":
-            row.verdict, row.hint = self._judge(directions, claimed, numeric)
+            found = Estimate(numeric, bar)
+            row.verdict, row.hint, row.numeric = locate.judge(self, name, directions, claimed, found, scale)
         elif verdict == "INCONCLUSIVE":
-            row.hint = TOO_WIDE.format(TRUSTED * bar / scale) if math.isfinite(numeric) else NOT_FINITE
+            row.hint = TOO_WIDE.format(TRUSTED * bar / scale) if known else NOT_FINITE
+        self._doubt(row)
         return row
 
     def _qualify(self, row: Row, direction: Mapping[str, Array], size: _Size) -> None:
@@ -316,6 +383,7 @@ class Checker:
         bar, largest = TRUSTED * size.bar, size.length * self.largest
         allowed = bar + self.rounding * size.length
         seen = size.apart <= self.tolerance * size.own and bar <= self.wide * size.own
+        coarse = self._is_coarse and row.error > self.tolerance
         if not math.isfinite(row.numeric):
             row.verdict, row.hint = "INCONCLUSIVE", NOT_FINITE
         elif size.own == 0:
@@ -324,175 +392,53 @@ class Checker:
             row.verdict, row.hint = "INCONCLUSIVE", DIFFERS.format(size.own / max(size.own, largest))
         elif size.analytic <= NEGLIGIBLE * largest and size.own <= NEGLIGIBLE * largest + bar and not seen:
             row.verdict, row.error, row.hint = "ZERO", 0.0, NOT_COMPARED
-        elif bar > self.wide * max(size.own, FLOOR * largest) or (self.is_coarse and row.error > self.tolerance):
+        elif bar > self.wide * max(size.own, FLOOR * largest) or coarse:
             row.verdict, row.hint = "INCONCLUSIVE", TOO_WIDE.format(bar / size.own)
         elif allowed > self.wide * size.own and not seen:
             row.hint = NOT_COMPARED
         elif row.error > self.tolerance:
             what = "its own error bar" if bar > self.rounding * size.length else "the rounding of the largest gradient"
             row.hint = f"above the tolerance, but within {what}, {allowed / size.own:.0e}"
+        self._doubt(row)
+
+    def _doubt(self, row: Row) -> None:
+        """Say of a row that passes by a complex step if no difference could confirm that."""
+        state = self.states.get(row.name) if row.verdict in ("PASS", "ZERO") else None
+        if state == "NOT FINITE":
+            row.verdict, row.hint = "INCONCLUSIVE", UNCONFIRMED
+        elif state == "OPEN":
+            row.hint = row.hint or HIDDEN
+
+    @property
+    def _is_coarse(self) -> bool:
+        return not self.is_complex and self.measure.is_coarse
 
     def _is_no_rounding(self, direction: Mapping[str, Array]) -> bool:
-        """Whether the derivative is more than rounding, and differs by more from what is claimed, however small it is.
-
-        Rounding changes with the last digits of the arrays; a derivative hardly does.
-        """
+        """Whether the derivative is more than rounding, and so is what it differs by, however small it is."""
         (name, along), *_ = direction.items()
         claimed, (numeric, bar) = float((self.grads[name] * along).sum()), self.derivative(direction)
-        spread = bar
-        for _ in range(3):
-            start = {key: array * (1 + JITTER * self._normal(array)) for key, array in self.problem.arrays.items()}
-            spread = max(spread, abs(self.derivative(direction, start=start).value - numeric))
+        spread = max(bar, self.spread(direction, numeric, JITTER))
         return min(abs(claimed - numeric), abs(numeric)) > TRUSTED * spread
+
+    def spread(self, directions: Mapping[str, Array], numeric: float, jitter: float) -> float:
+        """By how much a derivative changes with the last digits of the arrays: of rounding most, of itself hardly."""
+        normal, arrays = self.measure.normal, self.problem.arrays
+        spread = 0.0
+        for _ in range(3):
+            start = {name: array * (1 + jitter * normal(array)) for name, array in arrays.items()}
+            spread = max(spread, abs(self.derivative(directions, start=start).value - numeric))
+        return spread
 
     def _row(self, name: str, checked: str, error: float, worst: int | None, numeric: float) -> Row:
         row = Row(name, self.problem.arrays[name].shape, checked, error, None, 0.0, 0.0, "PASS")
         if worst is not None:
-            self._set_element(row, worst, numeric)
+            self.set_element(row, worst, numeric)
         return row
 
-    def _set_element(self, row: Row, index: int, numeric: float) -> None:
+    def set_element(self, row: Row, index: int, numeric: float) -> None:
+        """Let the row tell of one element, counted in the flattened array."""
         row.index = tuple(int(i) for i in np.unravel_index(index, row.shape))
         row.analytic, row.numeric = float(self.grads[row.name].reshape(-1)[index]), numeric
-
-    # -- a tensor that fails ----------------------------------------------------------------------------------------
-
-    def locate(self, rows: list[Row]) -> None:
-        """Find the worst elements of tensors whose direction has failed, the nearest to the loss first.
-
-        There the cause is; what lies before inherits the error, and is looked at as long as there is time.
-        """
-        start = time.perf_counter()
-        failed = [row for row in reversed(rows) if row.name in self._failed]
-        for i, row in enumerate(failed):
-            if i < EXPLAINED or time.perf_counter() - start < LOCATE_BUDGET_S:
-                self._locate(row, *self._failed[row.name])
-            if i < EXPLAINED and row.verdict == "FAIL":
-                self._explain(row)
-
-    def _locate(self, row: Row, direction: Array, difference: float) -> None:
-        """Name the worst element, or say why the difference is not the gradient's fault."""
-        worst = self._halve(row.name, direction, difference)
-        self._set_element(row, worst, self.coordinate(row.name, worst).value)
-        row.verdict, row.hint = self._judge({row.name: self._unit(row.name, worst)}, row.analytic, row.numeric)
-        if row.verdict == "KINK":  # at one element; the others have not been looked at
-            row.verdict, row.hint = "INCONCLUSIVE", f"{row.hint}; use mode full"
-
-    def _halve(self, name: str, direction: Array, difference: float) -> int:
-        """Halve the direction, keep the half in which the derivatives differ more, until one element is left."""
-        analytic, along = self.grads[name].reshape(-1), direction.reshape(-1)
-        low, high = 0, analytic.size
-        while high - low > 1:
-            middle = (low + high) // 2
-            half = array_module(direction).zeros(direction.shape, direction.dtype)
-            half.reshape(-1)[low:middle] = along[low:middle]
-            lower = float((analytic[low:middle] * along[low:middle]).sum()) - self.derivative({name: half}).value
-            upper = difference - lower  # derivatives along parts of a direction add up
-            low, high, difference = (low, middle, lower) if abs(lower) >= abs(upper) else (middle, high, upper)
-        return low
-
-    def _judge_all(self, row: Row, suspects: list[int]) -> None:
-        """Give the row its verdict: FAIL at the first suspect element that has no excuse, else the gravest excuse."""
-        start, found = time.perf_counter(), {row.verdict: row.hint}
-        for done, index in enumerate(suspects):
-            if done and time.perf_counter() - start > SUSPECTS_BUDGET_S:
-                found.setdefault("INCONCLUSIVE", f"{len(suspects) - done} more that differ are left for want of time")
-                break
-            claimed, numeric = float(self.grads[row.name].reshape(-1)[index]), self.coordinate(row.name, index).value
-            verdict, hint = self._judge({row.name: self._unit(row.name, index)}, claimed, numeric)
-            found.setdefault(verdict, hint)
-            if verdict in ("FAIL", LOST):
-                self._set_element(row, index, numeric)
-                row.error = float(self.errors[row.name].reshape(-1)[index])
-                break
-        row.verdict = next(verdict for verdict in ("FAIL", LOST, "INCONCLUSIVE", "KINK") if verdict in found)
-        row.hint = found[row.verdict]
-
-    def _judge(self, direction: Mapping[str, Array], claimed: float, numeric: float) -> tuple[str, str]:
-        """Return the verdict on an element that differs, or a direction, and its excuse if it has one."""
-        slopes = self.slopes(direction)
-        return _at_kink(*slopes, claimed) if slopes else self._refereed(direction, claimed, numeric)
-
-    def _refereed(self, direction: Mapping[str, Array], claimed: float, numeric: float) -> tuple[str, str]:
-        """Return FAIL, unless differences with the narrowest bars side with the gradient, or with nobody."""
-        excuse = (LOST, LOSES) if self.method == "complex" else ("INCONCLUSIVE", BENDS)
-        seen = undecided = False
-        for shrink in JUDGED:
-            value, bar = self.derivative(direction, REFEREE, shrink)
-            allowed = TRUSTED * bar + self.rounding
-            claimed_fits, numeric_fits = abs(claimed - value) <= allowed, abs(numeric - value) <= allowed
-            if claimed_fits != numeric_fits:
-                return excuse if claimed_fits else ("FAIL", "")
-            seen, undecided = seen or math.isfinite(value), undecided or claimed_fits
-        if self.method != "complex":
-            return excuse if undecided else ("FAIL", "")
-        # A complex step knows what differences cannot see, unless imaginary parts are known to get lost.
-        return excuse if seen and (self.leaky or not undecided) else ("FAIL", "")
-
-    def slopes(self, direction: Mapping[str, Array]) -> tuple[float, float, float] | None:
-        """Return the slopes on the left and on the right, and how well they are known, where they stay apart.
-
-        Those of a smooth function come together with the step.
-        """
-        found, size = [], self._size(direction)
-        for h in (1e-4 * size, 5e-5 * size):
-            left, here, right = (self._value(direction, step) for step in (-h, 0.0, h))
-            found.append(((here - left) / h, (right - here) / h))
-        (left, right), (nearer_left, nearer_right) = found
-        bar = TRUSTED * rounding(h, self.noise, left, here, right)
-        gap, nearer = abs(right - left), abs(nearer_right - nearer_left)
-        if not (gap > bar and 0.75 * gap < nearer < 1.25 * gap):  # half of it: it bends; twice: it jumps
-            return None
-        return nearer_left, nearer_right, bar + abs(nearer_left - left) + abs(nearer_right - right)
-
-    def _value(self, direction: Mapping[str, Array], step: float) -> float:
-        moved = {name: self.problem.arrays[name] + step * along for name, along in direction.items()}
-        return float(self.problem.value(moved).real)
-
-    def disagreement(self, directions: Mapping[str, Array], how: Method = REFEREE) -> tuple[float, float] | None:
-        """Return a complex step and a difference along these directions, unless they agree.
-
-        A kink within the step is no disagreement, so they need agree with one step only. The noise of the values is
-        measured once it matters.
-        """
-        found, last = self.derivative(directions, METHODS["complex"]).value, None
-        for shrink, noise in ((1.0, 0.0), *((shrink, None) for shrink in SHRINKS)):
-            value, bar = self.derivative(directions, how, shrink, noise=noise)
-            if math.isfinite(value):
-                last = found, value
-                if abs(found - value) <= TRUSTED * bar + self.rounding * len(directions):
-                    return None
-        return last
-
-    def _explain(self, row: Row) -> None:
-        """Find what the error of a large tensor looks like, in all coordinates if there is time, else in a sample."""
-        start, analytic = time.perf_counter(), self.grads[row.name]
-        self.coordinate(row.name, 0)
-        if analytic.size * (time.perf_counter() - start) <= EXPLAIN_BUDGET_S:
-            numeric = self._every_coordinate(row.name).numeric
-            scale = max(float(abs(analytic).max()), float(abs(numeric).max()), FLOOR * self.largest)
-            self.errors[row.name] = abs(analytic - numeric) / scale
-            row.hint = explain(row.name, analytic, numeric, self.problem.batch, scale, self.tolerance)
-            return
-        chosen = self.rng.choice(analytic.size, min(SAMPLES, analytic.size), replace=False).tolist()
-        claimed = np.array([float(analytic.reshape(-1)[i]) for i in chosen])
-        row.hint = explain_samples(
-            claimed, np.array([self.coordinate(row.name, i).value for i in chosen]), self.problem.batch
-        )
-
-
-def _at_kink(left: float, right: float, slack: float, claimed: float) -> tuple[str, str]:
-    """Return KINK for a gradient between the slopes of both sides, FAIL for one that no convention gives.
-
-    Where several units have their kinks at once, as those of a ReLU layer whose input is zero, conventions give
-    anything between nothing and the sum of both slopes; whether that is right cannot be seen from outside.
-    """
-    text = f"the slope is {left:.4g} on the left, {right:.4g} on the right"
-    if min(left, right) - slack <= claimed <= max(left, right) + slack:
-        return "KINK", f"a kink: {text}"
-    if min(0.0, left + right) - slack <= claimed <= max(0.0, left + right) + slack:
-        return "INCONCLUSIVE", f"several kinks at once: {text}"
-    return "FAIL", ""
 
 
 def settle(
@@ -505,14 +451,17 @@ def settle(
     lost = [place for place, row in enumerate(rows) if row.verdict == LOST]
     if not lost:
         return []
-    by_differences = Checker(checker.problem, checker.grads, "referee", tolerance, checker.rng)
+    by_differences = Checker(checker.problem, checker.grads, "referee", tolerance, checker.rng, checker.measure)
     by_differences.errors = checker.errors
     for place in lost:
         if fall_back:
             rows[place] = again(by_differences, rows[place])
+            if rows[place].verdict in GOOD and rows[place].name in checker.as_wrong:
+                rows[place], direction = checker.as_wrong[rows[place].name]
+                by_differences.failed[rows[place].name] = direction, rows[place].analytic - rows[place].numeric
         else:
             rows[place].verdict = "INCONCLUSIVE"
-    by_differences.locate(rows)
+    locate.locate(by_differences, rows)
     return [rows[place].name for place in lost] if fall_back else []
 
 
@@ -539,30 +488,6 @@ def check_tolerance(tolerance: Any) -> None:
         raise TypeError(f"tolerance is {tolerance!r}; it must be a number, as 1e-8")
     if not 0 <= float(tolerance) < math.inf:
         raise ValueError(f"tolerance is {tolerance}; it must be a number from 0, as 1e-8")
-
-
-def not_compared(rows: list[Row]) -> str:
-    """The note on tensors whose gradient is too small beside others' to be seen, or ""."""
-    names = [row.name for row in rows if row.hint == NOT_COMPARED]
-    return f"{_first_of(names)}: {NOT_COMPARED}" if names else ""
-
-
-def by_richardson(names: list[str]) -> str:
-    """The note on tensors that differences have decided, or ""."""
-    return f"{_first_of(names)} by richardson: forward loses imaginary parts on the way from there" if names else ""
-
-
-def _first_of(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-
-
-COARSE = "forward's values are known to {:.0e} only, as where something is float32: use float64 throughout"
-TOO_WIDE = "the difference is known to {:.0e} only, for rounding or kinks within the step; a complex step is not"
-NOT_FINITE = "the numeric derivative is not finite: a step from here leaves where forward is defined"
-NOT_COMPARED = "not compared in itself, as it is below the rounding of the largest gradient: check it alone"
-DIFFERS = "it differs by more than rounding, but is {:.0e} of the largest gradient: check it alone"
-BENDS = "smaller steps agree with the gradient: there are kinks within the step; use complex, or mode full"
-LOSES = "a difference disagrees with the complex step: forward loses imaginary parts; use method richardson"
 
 
 def _largest(array: Array) -> float:

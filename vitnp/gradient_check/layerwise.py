@@ -16,8 +16,11 @@ import numpy as np
 
 from vitnp.backend import Array, array_module
 from vitnp.context import Context
-from vitnp.gradient_check.compare import Checker, by_richardson, check_tolerance, not_compared, only_finite, settle
+from vitnp.gradient_check.compare import Checker, check_tolerance, only_finite, settle
 from vitnp.gradient_check.derivatives import METHODS
+from vitnp.gradient_check.locate import locate
+from vitnp.gradient_check.measure import Measure
+from vitnp.gradient_check.notes import by_richardson, not_compared
 from vitnp.gradient_check.probe import probe
 from vitnp.gradient_check.problems import DIRECTIONS, LayerProblem, check_array, cotangent_for
 from vitnp.gradient_check.report import GOOD, Report, Row, grave
@@ -44,7 +47,7 @@ class _Options:
     seed: int
     rng: np.random.Generator
     by_richardson: list[str]
-    leaky: bool | None = None  # whether forward loses imaginary parts anywhere; None: not known yet
+    takes_complex: bool | None = None  # whether forward does, everywhere; None: not known yet
 
     @property
     def first(self) -> str:
@@ -90,11 +93,11 @@ def check_layers(
     options = _Options(method, limit, seed, rng, [])
     outermost, *inner = _record(model, x, labels, label_smoothing, seed)
     last = _check_one(outermost, options)
-    if options.leaky is None:  # it could not be asked: ask each
-        options.leaky = True
+    if options.takes_complex is None:  # it could not be asked: ask each
+        options.takes_complex = False
     found = [(seen.layer, *_check_one(seen, options)) for seen in reversed(inner)] + [(outermost.layer, *last)]
     rows, notes = _innermost([(layer, rows) for layer, rows, _ in found])
-    notes += [by_richardson(options.by_richardson), not_compared(rows)]
+    notes += [by_richardson(options.by_richardson, options.tolerance), not_compared(rows)]
     limit = METHODS[options.first].tolerance if limit is None else limit
     report = Report(f"each layer of {model!r}", options.first, "directions", limit, rows[::-1])
     report.notes = [note for note in notes if note]
@@ -185,19 +188,23 @@ def _check_one(seen: _Seen, options: _Options) -> tuple[list[Row], int]:
 
 def _compared(problem: LayerProblem, grads: dict[str, Array], name: str, whole: bool, options: _Options) -> list[Row]:
     """The rows of the tensors, or of a whole layer as one."""
-
-    def check(checker: Checker, tensor: str) -> Row:
-        return checker.together(tensor) if whole else checker.along(tensor, 1)
+    measure = Measure(problem, grads, options.rng)
 
     def start(method: str) -> Checker:
-        return Checker(problem, grads, method, options.tolerance, options.rng)
+        return Checker(problem, grads, method, options.tolerance, options.rng, measure)
 
-    auto = options.method == "auto"
+    def check(checker: Checker, tensor: str, confirm: bool = True) -> Row:
+        return checker.together(tensor, confirm) if whole else checker.along(tensor, 1, confirm)
+
+    auto, tensors = options.method == "auto", [name] if whole else [*grads]
     checker = start(options.first)
     if auto and not _takes_complex(checker, options):
         checker = start("referee")
-    rows = [check(checker, tensor) for tensor in ([name] if whole else grads)]
-    checker.locate(rows)
+    outermost = not problem.layer.path
+    rows = [check(checker, tensor, outermost and whole) for tensor in tensors]
+    if checker.is_complex and not whole and not checker.confirmed_together():
+        rows = [check(checker, tensor) for tensor in tensors]
+    locate(checker, rows)
     again = settle(rows, checker, options.tolerance, auto, lambda other, row: check(other, row.name))
     if checker.method == "referee":
         again = [row.name for row in rows]
@@ -206,14 +213,13 @@ def _compared(problem: LayerProblem, grads: dict[str, Array], name: str, whole: 
 
 
 def _takes_complex(checker: Checker, options: _Options) -> bool:
-    """Whether a layer's forward keeps imaginary parts; no layer is asked if the outermost, which is the first, does."""
-    if options.leaky is not False:
-        tried = probe(checker, METHODS["central"])
-        clean = tried.method == "complex" and not tried.leaky
-        if options.leaky is None:
-            options.leaky = not clean
-        return clean
-    return True
+    """Whether a layer's forward takes complex numbers; no layer is asked if the outermost, which is the first, does."""
+    if options.takes_complex:
+        return True
+    taken = not probe(checker).reason
+    if options.takes_complex is None:
+        options.takes_complex = taken
+    return taken
 
 
 def _has_children(layer: Layer) -> bool:

@@ -11,6 +11,7 @@ twice gives the same gradients, and neither writes into what it was given.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ class Problem:
     before: dict[str, Array]  # copies of them, from before anything was called
     batch: dict[str, int]  # sizes that a wrong factor may be named after
     upstream = 0.0  # the largest entry of the gradient that backward begins with
+    here = math.nan  # the function's value
     evaluations = 0  # forwards so far
 
     def value(self, moved: Mapping[str, Array]) -> Any:
@@ -82,6 +84,7 @@ class Problem:
         unmoved = {last: self.arrays[last]}
         once = self.value(unmoved) if once is None else once
         again = self.value(unmoved)
+        self.here = float(once.real)
         if (faults := self.check_untouched()) or _same(once, again):
             return faults
         text = f"two forwards gave {float(once.real):.9g} and {float(again.real):.9g}: hold its random numbers fixed"
