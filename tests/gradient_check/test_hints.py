@@ -119,6 +119,34 @@ def test_an_error_of_another_size_is_not_said_to_be_float32_s(size):
     assert hint(lambda g: g * (1 + size * noise), tolerance=1e-13) == ""
 
 
+def test_an_error_of_one_entry_in_ten_is_not_said_to_be_float32_s():
+    noise = normal((6, 18), 8) * (normal((6, 18), 9) > 1.3)
+    assert "float32" not in hint(lambda g: g * (1 + 1e-7 * noise))
+
+
+def test_a_part_beside_which_nothing_has_a_gradient_is_not_said_to_be_wrong_alone():
+    """As of the tokens that the last block of a network passes on, one in each image."""
+    numeric = normal((4, 5, 6), 3)
+    numeric[:, 1:] = 0
+    analytic = numeric * (1 + 0.1 * normal((4, 5, 6), 4))
+    assert explain("input", analytic, numeric, {}, float(abs(numeric).max()), 1e-10) == ""
+
+
+def test_a_product_of_sizes_has_a_name_too():
+    sizes = {"B": 5, "H": 4, "W": 11}
+    numeric = right()
+    for factor, name in ((1 / 220, "1/(B·H·W) (B = 5, H = 4, W = 11)"), (55, "B·W (B = 5, W = 11)")):
+        analytic = factor * numeric
+        scale = max(abs(analytic).max(), abs(numeric).max())
+        assert explain("x", analytic, numeric, sizes, scale, 1e-10).endswith(f" × numeric everywhere: {name}")
+
+
+def test_a_root_that_is_two_is_named_beside_twice():
+    numeric = right()
+    told = explain("x", 2 * numeric, numeric, {"K": 4}, float(abs(2 * numeric).max()), 1e-10)
+    assert told == "analytic = 2 × numeric everywhere: twice or √K (K = 4)"
+
+
 def test_a_large_scattered_error_gets_no_hint():
     assert hint(lambda g: g + normal((6, 18), 9)) == ""
 

@@ -89,6 +89,33 @@ def test_a_layer_s_input_without_axes_is_refused():
     refused(ValueError, "input has no axes; expected a batch", make_layer("linear")[0], np.array(1.0))
 
 
+class Tensor:
+    """As torch's: it has a dtype, and that is none of NumPy's."""
+
+    dtype, shape, size = "torch.float64", (3, 4), 12
+
+
+def test_tensors_of_another_library_are_refused():
+    refused(TypeError, "a is a Tensor; expected an array, as np.asarray makes one", square, Tensor(), grads=twice)
+    refused(TypeError, "a is a Tensor; expected an array", square, {"a": Tensor()}, grads=twice, upcast=True)
+    refused(TypeError, "the gradient of a is a Tensor; expected an array", square, A, grads=lambda a: Tensor())
+    refused(TypeError, "cotangent is a Tensor", np.tanh, A, grads=lambda dy, x: dy, cotangent=Tensor())
+
+
+@pytest.mark.parametrize(
+    ("make", "name"), [(lambda a: a.view(np.matrix), "matrix"), (np.ma.masked_array, "MaskedArray")]
+)
+def test_gradients_that_behave_unlike_arrays_are_refused(make, name):
+    text = f"the gradient of a is an? {name}; expected an array"
+    refused(TypeError, text, square, A, grads=lambda a: make(2 * a))
+    refused(TypeError, f"a is an? {name}; expected an array", square, make(A), grads=twice)
+
+
+def test_labels_among_the_arrays_are_told_where_to_go():
+    text = r"labels is int64; .*upcast=True makes, unless it is labels or indices: leave those out, as in lambda"
+    refused(TypeError, text, lambda a, labels: a[labels].sum(), {"a": A, "labels": LABELS}, grads=twice)
+
+
 # -- functions --------------------------------------------------------------------------------------------------------
 
 
@@ -135,6 +162,20 @@ def test_too_many_gradients_are_refused():
     refused(ValueError, "there are 6 gradients for 1 arrays", lambda a: a.sum(), normal((6,)), grads=[1.0] * 6)
 
 
+def test_a_gradient_for_an_unknown_name_lists_a_few_of_many():
+    arrays = {f"w{i}": A for i in range(40)}
+    text = "a gradient for b, which is none of the arrays w0, w1, w2, w3, w4, w5 and 34 more$"
+    refused(ValueError, text, lambda **w: sum(map(np.sum, w.values())), arrays, grads={"b": A})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("method", ["auto", "complex", "richardson"])
+def test_a_value_that_is_not_finite_is_looked_at_first(value, method):
+    report = gradcheck(lambda a: a.sum() * value, abs(A), grads=np.ones_like, method=method)
+    assert [(row.name, row.verdict) for row in report.rows] == [("forward", "INCONCLUSIVE")]
+    assert report.worst.hint.startswith(f"forward gives {value} here, where it has no derivative")
+
+
 # -- losses -----------------------------------------------------------------------------------------------------------
 
 
@@ -145,7 +186,7 @@ def test_a_loss_that_does_not_return_value_and_gradient_is_refused(loss):
 
 def test_a_loss_without_a_gradient_is_missing_one():
     report = gradcheck(lambda x, y: (square(x), None), A, LABELS)
-    assert (report.verdict, report.worst.hint) == ("MISSING", "there is no gradient for it; there are none")
+    assert (report.verdict, report.worst.hint) == ("MISSING", "there is no gradient for it, nor for anything else")
 
 
 def test_a_loss_that_forgets_to_divide_by_an_axis_hears_its_name():
@@ -153,7 +194,7 @@ def test_a_loss_that_forgets_to_divide_by_an_axis_hears_its_name():
         return ((x - 1) ** 2).mean(), 2 * (x - 1) / len(x)
 
     report = gradcheck(loss, normal((5, 3)), LABELS)
-    assert report.worst.hint == "analytic = 3 × numeric everywhere: input.shape[1] (input.shape[1] = 3)"
+    assert report.worst.hint == "analytic = 3 × numeric everywhere: input.shape[1] = 3"
 
 
 # -- cotangents -------------------------------------------------------------------------------------------------------

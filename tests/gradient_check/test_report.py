@@ -130,6 +130,25 @@ def test_a_long_name_keeps_both_ends():
     assert line.startswith("aaaaaaaaaaaaa...bbbbbbbbbbbb ")
 
 
+def test_a_row_of_long_numbers_a_long_name_and_a_long_verdict_fits():
+    rows = [Row("n" * 40, (3,), "10 directions", 1e-100, (1000, 1000, 1000), -1.5e-300, -2.5e-300, "INCONCLUSIVE")]
+    report = Report("f", "complex", "full", 1e-10, rows)
+    assert max(map(len, report.table().splitlines())) <= 100
+
+
+def test_a_long_title_leaves_room_for_the_method():
+    row = Row("w", (3,), "all 3", 0.5, (0,), 1.0, 2.0, "FAIL")
+    head = str(Report("t" * 150, "complex", "full", 1e-10, [row])).splitlines()[0]
+    assert ": complex, full, tolerance 1e-10, 0.00 s  FAIL" in head
+    assert len(head) <= 100
+
+
+def test_a_vacuous_check_of_a_function_hears_nothing_of_models():
+    note = str(gradcheck(lambda a: 0 * a.sum(), np.ones(3), grads=np.zeros_like))
+    assert "1 of 1 gradients are zero" in note
+    assert "model" not in note
+
+
 def test_json_holds_the_verdict_and_every_row(failed):
     found = json.loads(failed.to_json())
     assert (found["verdict"], found["ok"], found["method"], found["mode"]) == ("FAIL", False, "complex", "full")

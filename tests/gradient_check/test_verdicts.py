@@ -5,7 +5,7 @@ import pytest
 from helpers import hard_model, images_for, labels_for, make_layer, normal, randomize
 
 import vitnp
-from vitnp import Layer, assert_gradients, gradcheck
+from vitnp import Layer, assert_gradients, check_layers, gradcheck
 from vitnp.layers import Linear, Softmax, Tanh
 
 MODES = ("full", "directions")
@@ -287,6 +287,58 @@ def test_a_backward_that_overwrites_gradients_instead_of_adding_is_not_reentrant
     report = gradcheck(layer, normal((5, 6), 1))
     assert report.verdict == "NOT REENTRANT"
     assert report.worst.name == "bias"
+
+
+class FreesItsCache(Linear):
+    """A backward that throws away what forward has saved, as to save memory."""
+
+    def forward(self, x, ctx):
+        self.cache = x
+        return super().forward(x, ctx)
+
+    def backward(self, dy, ctx):
+        x, self.cache = self.cache, None
+        return super().backward(dy * (x.shape == x.shape), ctx)
+
+
+def test_a_backward_that_works_once_is_not_reentrant():
+    layer = randomize(FreesItsCache(6, 7, dtype="float64"))
+    report = gradcheck(layer, normal((5, 6), 1))
+    assert verdicts(report) == {"backward": "NOT REENTRANT", "weight": "PASS", "bias": "PASS", "input": "PASS"}
+    assert report.worst.hint.startswith("a second backward of the same record raised AttributeError: ")
+    assert check_layers(layer, normal((5, 6), 1)).verdict == "NOT REENTRANT"
+
+
+def test_gradients_that_use_up_a_stack_are_not_reentrant():
+    stack = []
+
+    def f(a):
+        if not stack and a.dtype.kind == "f":
+            stack.append(a)
+        return square(a)
+
+    report = gradcheck(f, {"a": normal((3,), 1)}, grads=lambda a: {"a": 2 * stack.pop()})
+    assert report.verdict == "NOT REENTRANT"
+    assert report.worst.hint == "a second call raised IndexError: pop from empty list"
+
+
+class ForgetsToReturn(Linear):
+    def backward(self, dy, ctx):
+        super().backward(dy, ctx)
+
+
+def test_a_backward_that_forgets_to_return_is_missing_its_gradient():
+    report = gradcheck(randomize(ForgetsToReturn(6, 7, dtype="float64")), normal((5, 6), 1))
+    assert verdicts(report) == {"weight": "PASS", "bias": "PASS", "input": "MISSING"}
+    assert report.worst.hint == "there is no gradient for it; there are weight, bias"
+
+
+def test_so_it_is_inside_a_model_layer_by_layer():
+    model = hard_model()
+    model.blocks[0].mlp.fc1.__class__ = ForgetsToReturn
+    report = check_layers(model, images_for(model), labels_for(model))
+    bad = {row.name: row.verdict for row in report.rows if row.verdict not in ("PASS", "ZERO")}
+    assert bad == {"blocks.0.mlp.fc1, input": "MISSING"}
 
 
 def test_gradients_that_change_from_call_to_call_are_not_reentrant():

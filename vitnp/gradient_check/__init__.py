@@ -6,6 +6,7 @@ measure.py       derivatives of a problem, and which of two numbers is one: step
 compare.py       claimed against numeric gradients, tensor by tensor: how a verdict comes about
 locate.py        what differs, down to the worst element, and whether it has an excuse
 notes.py         what a report says of it in words
+options.py       what can be asked for
 hints.py         what a wrong gradient looks like, where that is certain
 report.py        the verdict, as a table, JSON, or a picture
 check.py         gradcheck, which puts them together

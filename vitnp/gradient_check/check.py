@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 
 from vitnp.backend import Array
-from vitnp.gradient_check.compare import Checker, check_tolerance, only_finite, settle
+from vitnp.gradient_check.compare import Checker, only_finite, settle
 from vitnp.gradient_check.derivatives import METHODS
 from vitnp.gradient_check.hints import start_here
 from vitnp.gradient_check.locate import locate
 from vitnp.gradient_check.measure import Measure
 from vitnp.gradient_check.notes import by_richardson, not_compared
+from vitnp.gradient_check.options import check_choice, check_integer, check_smoothing, check_tolerance
 from vitnp.gradient_check.probe import Probe, probe
-from vitnp.gradient_check.problems import DIRECTIONS, FunctionProblem, LayerProblem, LossProblem, Problem
+from vitnp.gradient_check.problems import DIRECTIONS, FunctionProblem, LayerProblem, LossProblem, Problem, is_array
 from vitnp.gradient_check.report import Report, Row, grave
 from vitnp.layer import Layer
 
@@ -78,7 +79,7 @@ def gradcheck(
         ValueError: unknown names of methods, modes, or gradients; arrays that are empty or not finite; options that
             do not go together.
     """
-    _check_options(method, mode, tolerance, directions, seed)
+    _check_options(method, mode, tolerance, directions, label_smoothing, seed)
     start = time.perf_counter()
     if upcast:
         target, inputs = _upcast(target, inputs)
@@ -86,6 +87,8 @@ def gradcheck(
     title = repr(target) if isinstance(target, Layer) else getattr(target, "__name__", type(target).__name__)
     limit = None if tolerance is None else float(tolerance)
     report = _check(problem, title, method, mode, limit, directions, np.random.default_rng([seed, DIRECTIONS]))
+    if not isinstance(target, Layer):
+        report.advice = "check at a point, and with a cotangent, where they are not"
     report.evaluations, report.seconds = problem.evaluations, time.perf_counter() - start
     return report
 
@@ -126,17 +129,14 @@ def _check(
     return report
 
 
-def _check_options(method: str, mode: str, tolerance: Any, directions: Any, seed: Any) -> None:
+def _check_options(method: Any, mode: Any, tolerance: Any, directions: Any, smoothing: Any, seed: Any) -> None:
     """Raise TypeError or ValueError for options that nothing can be made of."""
-    for name, value, valid in (("method", method, METHODS), ("mode", mode, ("full", "directions"))):
-        if value not in ("auto", *valid):
-            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(('auto', *valid))}")
-    for name, value, least in (("directions", directions, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise TypeError(f"{name} is {value!r}; it must be an integer")
-        if value < least:
-            raise ValueError(f"{name} is {value}; it must be at least {least}")
+    check_choice("method", method, ("auto", *METHODS))
+    check_choice("mode", mode, ("auto", "full", "directions"))
+    check_integer("directions", directions, 1)
+    check_integer("seed", seed, 0)
     check_tolerance(tolerance)
+    check_smoothing(smoothing)
 
 
 def _make_problem(
@@ -172,7 +172,7 @@ def _upcast(target: Any, inputs: Any) -> tuple[Any, Any]:
     """Both as float64 copies."""
 
     def copy(array: Any) -> Any:
-        return array.astype("float64") if getattr(array, "dtype", np.dtype("O")).kind in "fiub" else array
+        return array.astype("float64") if is_array(array) and array.dtype.kind in "fiub" else array
 
     if isinstance(target, Layer):
         target = target.astype("float64")

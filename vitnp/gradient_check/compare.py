@@ -24,7 +24,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -478,16 +478,6 @@ def only_finite(grads: Mapping[str, Array]) -> tuple[dict[str, Array], list[Row]
         else:
             good[name] = grad
     return good, rows
-
-
-def check_tolerance(tolerance: Any) -> None:
-    """Raise TypeError or ValueError for what is no relative error."""
-    if tolerance is None:
-        return
-    if isinstance(tolerance, bool | str) or not hasattr(tolerance, "__float__"):
-        raise TypeError(f"tolerance is {tolerance!r}; it must be a number, as 1e-8")
-    if not 0 <= float(tolerance) < math.inf:
-        raise ValueError(f"tolerance is {tolerance}; it must be a number from 0, as 1e-8")
 
 
 def _largest(array: Array) -> float:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import combinations
 
 import numpy as np
 
 from vitnp.backend import Array
 
 EXACT = 1e-6  # how closely a pattern must fit, relative to the largest entry
-ROUNDING = (1e-9, 1e-5)  # errors of float32's size lie between
+FLOAT32 = 2.0**-24  # relative: by so much a float32 is off at most
+ROUNDING = (FLOAT32 / 8, 8 * FLOAT32)  # errors that are its rounding lie between
 
 
 def explain(
@@ -44,12 +46,19 @@ def _patterns(
     if square and float(abs(analytic.T - numeric).max()) <= EXACT * scale:
         yield "it is the transpose of the right one"
     yield from _wrong_part(name, analytic, numeric, difference > max(tolerance, EXACT * error), batch)
-    if ROUNDING[0] < error < ROUNDING[1]:
+    if ROUNDING[0] < error < ROUNDING[1] and _is_everywhere(difference, numeric, scale):
         yield "the error has the size of float32's rounding: look for a cast, or for constants of a few digits"
 
 
 def _is_float32(array: Array) -> bool:
     return bool((array == array.astype("float32")).all())
+
+
+def _is_everywhere(difference: Array, numeric: Array, scale: float) -> bool:
+    """Whether more than half of the entries are off, each by about as much as float32 would round it."""
+    off = difference * scale
+    rounded = (off > FLOAT32 / 64 * abs(numeric)) & (off < 64 * FLOAT32 * abs(numeric))
+    return bool(2 * int(rounded.sum()) > numeric.size)
 
 
 def _constant_ratio(analytic: Array, numeric: Array, scale: float) -> float | None:
@@ -64,15 +73,35 @@ def _constant_ratio(analytic: Array, numeric: Array, scale: float) -> float | No
 
 def _named(ratio: float, batch: Mapping[str, int]) -> str:
     """The factor's name, if it is that of one size alone."""
-    for value, text in ((-1.0, "the sign"), (2.0, "twice"), (0.5, "half")):
-        if _close(ratio, value):
-            return f": {text}"
-    named = []
-    for name, size in batch.items():
-        forms = {size: name, 1 / size: f"1/{name}", math.sqrt(size): f"√{name}", 1 / math.sqrt(size): f"1/√{name}"}
-        named += [f"{text} ({name} = {size})" for value, text in forms.items() if size > 1 and _close(ratio, value)]
+    plain = [text for value, text in ((-1.0, "the sign"), (2.0, "twice"), (0.5, "half")) if _close(ratio, value)]
+    sizes = {name: size for name, size in batch.items() if size > 1}
+    able = sizes if not plain else {name: size for name, size in sizes.items() if "shape" not in name}
+    named = plain + [text for name, size in able.items() for text in _forms(ratio, name, size)]
+    for many in (2, 3):  # the product of several sizes, as of a mean over several axes, where no size alone has it
+        if not named:
+            named = [text for names in combinations(sizes, many) for text in _products(ratio, names, sizes)]
     more = f" or {len(named) - 2} more" if len(named) > 2 else ""
     return f": {' or '.join(named[:2])}{more}" if named else ""
+
+
+def _forms(ratio: float, name: str, size: int) -> list[str]:
+    """What the factor is of one size: itself, its root, or one over them."""
+    forms = {size: name, 1 / size: f"1/{name}", math.sqrt(size): f"√{name}", 1 / math.sqrt(size): f"1/√{name}"}
+    repeats = "shape" in name
+    return [
+        f"{text} = {size}" if repeats and text == name else f"{text} ({name} = {size})"
+        for value, text in forms.items()
+        if _close(ratio, value)
+    ]
+
+
+def _products(ratio: float, names: tuple[str, ...], sizes: Mapping[str, int]) -> list[str]:
+    """The same of the product of several sizes."""
+    product, text = math.prod(sizes[name] for name in names), "·".join(names)
+    values = f"({', '.join(f'{name} = {sizes[name]}' for name in names)})"
+    if _close(ratio, product):
+        return [f"{text} {values}"]
+    return [f"1/({text}) {values}"] if _close(ratio, 1 / product) else []
 
 
 def _close(one: float, other: float) -> bool:
@@ -89,7 +118,7 @@ def _wrong_part(name: str, analytic: Array, numeric: Array, wrong: Array, batch:
         along = wrong.any(others) if others else wrong
         length, hit = along.shape[0], int(along.sum())
         first, last = int(along.argmax()), length - 1 - int(along[::-1].argmax())
-        if hit < length and last - first + 1 == hit:
+        if hit < length and last - first + 1 == hit and _is_alive(analytic, numeric, axis, first, last):
             part = (slice(None),) * axis + (slice(first, last + 1),)
             scale = float(abs(numeric[part]).max())
             ratio = _constant_ratio(analytic[part], numeric[part], scale) if scale else None
@@ -97,6 +126,13 @@ def _wrong_part(name: str, analytic: Array, numeric: Array, wrong: Array, batch:
             where = f"index {first}" if hit == 1 else f"{first}:{last + 1}"
             yield f"only {where} of axis {axis} is wrong{_part_of_qkv(name, first, last, length)}{how}"
             return
+
+
+def _is_alive(analytic: Array, numeric: Array, axis: int, first: int, last: int) -> bool:
+    """Whether there is any gradient beside that part; where there is none, that part is all that can be wrong."""
+    before, after = ((slice(None),) * axis + (rest,) for rest in (slice(0, first), slice(last + 1, None)))
+    beside = [abs(array[part]) for array in (analytic, numeric) for part in (before, after) if array[part].size]
+    return any(float(array.max()) > 0 for array in beside)
 
 
 def _part_of_qkv(name: str, first: int, last: int, length: int) -> str:

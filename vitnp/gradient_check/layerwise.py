@@ -7,6 +7,7 @@ layer without children that has it; or, where all children are right, that of th
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ import numpy as np
 
 from vitnp.backend import Array, array_module
 from vitnp.context import Context
-from vitnp.gradient_check.compare import Checker, check_tolerance, only_finite, settle
+from vitnp.gradient_check.compare import Checker, only_finite, settle
 from vitnp.gradient_check.derivatives import METHODS
 from vitnp.gradient_check.locate import locate
 from vitnp.gradient_check.measure import Measure
 from vitnp.gradient_check.notes import by_richardson, not_compared
+from vitnp.gradient_check.options import check_choice, check_integer, check_smoothing, check_tolerance
 from vitnp.gradient_check.probe import probe
 from vitnp.gradient_check.problems import DIRECTIONS, LayerProblem, check_array, cotangent_for
 from vitnp.gradient_check.report import GOOD, Report, Row, grave
@@ -34,8 +36,10 @@ class _Seen:
 
     layer: Layer
     x: Array | None = None
+    x_shape: tuple[int, ...] = ()
     y_shape: tuple[int, ...] = ()
     dy: Array | None = None
+    forgets: bool = False  # whether its backward returns nothing, so that no layer around it can be checked
 
 
 @dataclass
@@ -81,13 +85,14 @@ def check_layers(
     Raises:
         TypeError, ValueError: as `gradcheck`.
     """
-    if method not in ("auto", *METHODS):
-        raise ValueError(f"method is {method!r}; choose one of auto, {', '.join(METHODS)}")
+    check_choice("method", method, ("auto", *METHODS))
+    check_integer("seed", seed, 0)
+    check_tolerance(tolerance)
+    check_smoothing(label_smoothing)
     if not isinstance(model, Layer):
         raise TypeError(f"the model is a {type(model).__name__}; expected a layer: for a function use gradcheck")
     if label_smoothing and labels is None:
         raise ValueError(f"label_smoothing is {label_smoothing}; only the loss with labels has one")
-    check_tolerance(tolerance)
     start, rng = time.perf_counter(), np.random.default_rng([seed, DIRECTIONS])
     limit = None if tolerance is None else float(tolerance)
     options = _Options(method, limit, seed, rng, [])
@@ -134,7 +139,9 @@ def _record(model: Layer, x: Array, labels: Any, smoothing: float, seed: int) ->
     y = copy.forward(x, ctx)
     dy = cotangent_for(y, None, seed) if labels is None else softmax_cross_entropy(y, labels, smoothing)[1]
     copy.backward(dy, ctx)
+    forgetful = [seen.layer.path for seen in layers if seen.forgets]
     for seen in layers:
+        seen.forgets |= any(_is_within(path, seen.layer.path) for path in forgetful)
         del seen.layer.forward, seen.layer.backward  # the wrappers, not the methods of the class
     return layers
 
@@ -144,14 +151,18 @@ def _watch(seen: _Seen) -> None:
     forward, backward = seen.layer.forward, seen.layer.backward
 
     def keep_x(x: Array, ctx: Context) -> Array:
-        seen.x = x.copy()
+        seen.x, seen.x_shape = x.copy(), x.shape
         y = forward(x, ctx)
         seen.y_shape = y.shape
         return y
 
     def keep_dy(dy: Array, ctx: Context) -> Array:
         seen.dy = dy.copy()
-        return backward(dy, ctx)
+        dx: Array | None = backward(dy, ctx)
+        if dx is None:  # it forgets to return it; the layers before this one are checked without it
+            seen.forgets = True
+            dx = array_module(dy).zeros(seen.x_shape) + math.nan
+        return dx
 
     _replace(seen.layer, forward=keep_x, backward=keep_dy)
 
@@ -166,6 +177,8 @@ def _check_one(seen: _Seen, options: _Options) -> tuple[list[Row], int]:
     layer, name = seen.layer, seen.layer.path or "the whole"
     if seen.x is None:
         return [], 0  # it takes no part, as a dropout of rate 0 may
+    if seen.forgets and _has_children(layer):
+        return [], 0  # its row is that of the layer within that forgets to return
     if seen.dy is None:
         return [grave(name, "MISSING", "its backward was not called")], 0
     if seen.dy.shape != seen.y_shape:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from vitnp.losses import softmax_cross_entropy
 # One seed gives each purpose a stream of its own. From default_rng(seed) itself people draw their inputs: a cotangent
 # that equals the input would hide the mistakes of a normalisation, whose gradient is orthogonal to it.
 COTANGENT, DIRECTIONS = 1, 2
+NAMED = 6  # names that a message has room for
 
 
 class Fault(Exception):
@@ -85,19 +86,22 @@ class Problem:
         once = self.value(unmoved) if once is None else once
         again = self.value(unmoved)
         self.here = float(once.real)
-        if (faults := self.check_untouched()) or _same(once, again):
+        if faults := self.check_untouched():
             return faults
+        if _same(once, again):
+            return [] if math.isfinite(self.here) else [Fault("INCONCLUSIVE", "forward", _not_here(self.here))]
         text = f"two forwards gave {float(once.real):.9g} and {float(again.real):.9g}: hold its random numbers fixed"
         return [Fault("NONDETERMINISTIC", "forward", text)]
 
     def check_shapes(self, grads: Mapping[str, Any]) -> tuple[dict[str, Array], list[Fault]]:
         """Return the gradients that can be compared with something, and a fault for each that cannot."""
         good, faults = {}, []
-        there = ", ".join(name for name, grad in grads.items() if grad is not None) or "none"
+        there = [name for name, grad in grads.items() if grad is not None]
+        others = f"; there are {_some(there)}" if there else ", nor for anything else"
         for name, array in self.arrays.items():
             grad = grads.get(name)
             if grad is None:
-                faults.append(Fault("MISSING", name, f"there is no gradient for it; there are {there}"))
+                faults.append(Fault("MISSING", name, f"there is no gradient for it{others}"))
             elif grad.shape != array.shape:
                 turned = grad.shape == array.shape[::-1]
                 text = f"its gradient has shape {grad.shape}; expected {array.shape}"
@@ -140,18 +144,26 @@ class LayerProblem(Problem):
         if faults := self.check_repeats(loss):  # what backward differentiates must be what differences see
             return {}, faults
         dy_before, self.upstream = dy.copy(), float(abs(dy).max())
-        dx = self.layer.backward(dy, ctx).copy()
-        grads = {name: grad.copy() for name, grad in self.layer.gradients(ctx).items()} | {"input": dx}
-        dx_again = self.layer.backward(dy, ctx)
-        again = {**self.layer.gradients(ctx), "input": 2 * dx_again}
-        faults = [
-            Fault("NOT REENTRANT", name, "a second backward of the same record gave another gradient")
-            for name, grad in grads.items()
-            if grad.shape == again[name].shape and not _same(2 * grad, again[name])
-        ]
+        dx = _gradient("input", self.layer.backward(dy, ctx))
+        grads = {name: grad.copy() for name, grad in self.layer.gradients(ctx).items()}
+        grads |= {} if dx is None else {"input": dx}
+        faults = self._check_reentrant(grads, dy, ctx)
         faults += self.check_untouched() + ([] if _same(dy, dy_before) else [_written("cotangent")])
         grads, wrong = self.check_shapes(grads)
         return grads, faults + wrong
+
+    def _check_reentrant(self, grads: Mapping[str, Array], dy: Array, ctx: Context) -> list[Fault]:
+        """A second backward of the same record must give the same gradients once more."""
+        try:
+            dx = self.layer.backward(dy, ctx)
+        except Exception as error:  # whatever comes of what the first has thrown away
+            return [Fault("NOT REENTRANT", "backward", f"a second backward of the same record raised {_raised(error)}")]
+        again = {**self.layer.gradients(ctx), **({} if dx is None else {"input": 2 * dx})}
+        return [
+            Fault("NOT REENTRANT", name, "a second backward of the same record gave another gradient")
+            for name, grad in grads.items()
+            if name in again and grad.shape == again[name].shape and not _same(2 * grad, again[name])
+        ]
 
     def _loss(self, y: Array) -> tuple[Any, Array]:
         """The loss of the layer's output, and its gradient, which backward may write into without harm."""
@@ -278,20 +290,24 @@ class FunctionProblem(Problem):
         if faults := self.check_repeats():
             return {}, faults
         grads, impure = self._claimed()
-        if callable(self.grads):
-            again, _ = self._claimed()
-            faults += [
-                Fault("NOT REENTRANT", name, "a second call gave another gradient")
-                for name, grad in grads.items()
-                if name in again and not _same(grad, again[name])
-            ]
+        faults = self._check_reentrant(grads) if callable(self.grads) else []
         faults += self.check_untouched() + impure
         if extra := [name for name in grads if name not in self.arrays]:
-            raise ValueError(
-                f"there is a gradient for {extra[0]}, which is none of the arrays {', '.join(self.arrays)}"
-            )
+            raise ValueError(f"there is a gradient for {extra[0]}, which is none of the arrays {_some(self.arrays)}")
         good, wrong = self.check_shapes(grads)
         return good, faults + wrong
+
+    def _check_reentrant(self, grads: Mapping[str, Any]) -> list[Fault]:
+        """A second call must give the same gradients."""
+        try:
+            again, _ = self._claimed()
+        except Exception as error:  # whatever comes of what the first has thrown away
+            return [Fault("NOT REENTRANT", "grads", f"a second call raised {_raised(error)}")]
+        return [
+            Fault("NOT REENTRANT", name, "a second call gave another gradient")
+            for name, grad in grads.items()
+            if name in again and not _same(grad, again[name])
+        ]
 
     def _claimed(self) -> tuple[dict[str, Any], list[Fault]]:
         """The gradients by name, from arrays or from a function, which may return them by name or in order."""
@@ -312,13 +328,23 @@ class FunctionProblem(Problem):
         return {name: _gradient(name, grad) for name, grad in grads.items() if grad is not None}, faults
 
 
+def is_array(thing: Any) -> bool:
+    """Whether it is an array of NumPy or CuPy, and no matrix or masked array, which behave unlike one."""
+    if array_module(thing) is not np:
+        return True
+    return isinstance(thing, np.ndarray | np.generic) and not isinstance(thing, np.matrix | np.ma.MaskedArray)
+
+
 def check_array(name: str, array: Any) -> None:
     """Raise TypeError for what is no array of float64, ValueError for one that is empty or not finite."""
-    if not hasattr(array, "dtype") or isinstance(array, np.matrix):
+    if not is_array(array):
         raise TypeError(f"{name} is {_kind(array)}; expected an array, as np.asarray makes one")
     if array.dtype != np.float64:
         reason = ", for rounding in float32 hides errors below 1e-3" if array.dtype in ("float16", "float32") else ""
         way_out = "which upcast=True makes" if array.dtype.kind in "fiub" else "with real numbers for what is complex"
+        way_out += ", unless it is labels or indices: leave those out, as in lambda a: f(a, labels)" * (
+            array.dtype.kind in "iub"
+        )
         raise TypeError(
             f"{name} is {array.dtype}; a gradient check needs float64{reason}: check a copy in float64, {way_out}"
         )
@@ -335,6 +361,8 @@ def _gradient(name: str, grad: Any) -> Any:
     if grad is None:
         return None
     grad = grad if hasattr(grad, "dtype") else np.asarray(grad)
+    if not is_array(grad):
+        raise TypeError(f"the gradient of {name} is {_kind(grad)}; expected an array, as np.asarray makes one")
     if grad.dtype.kind not in "fiu":
         raise TypeError(f"the gradient of {name} is {grad.dtype}; expected real numbers, as the array's are")
     return grad.copy()
@@ -346,6 +374,8 @@ def cotangent_for(y: Array, cotangent: Any, seed: int) -> Array:
     if cotangent is None:
         return xp.asarray(np.random.default_rng([seed, COTANGENT]).standard_normal(y.shape))
     cotangent = cotangent if hasattr(cotangent, "dtype") else np.asarray(cotangent)
+    if not is_array(cotangent):
+        raise TypeError(f"cotangent is {_kind(cotangent)}; expected an array, as np.asarray makes one")
     if cotangent.shape != y.shape or cotangent.dtype.kind not in "fiu":
         raise ValueError(
             f"cotangent has shape {cotangent.shape} and dtype {cotangent.dtype}; expected {y.shape}, the shape of the "
@@ -413,6 +443,22 @@ def _same(one: Any, other: Any) -> bool:
     """Whether these are the same numbers, NaN being one."""
     one, other = (value if hasattr(value, "shape") else np.asarray(value) for value in (one, other))
     return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def _raised(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first names of many."""
+    names = list(names)
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _not_here(value: float) -> str:
+    return f"forward gives {value} here, where it has no derivative: check it where its value is finite"
 
 
 def _written(name: str) -> Fault:

@@ -19,6 +19,7 @@ WIDTH = 100  # columns of the table
 SHOWN = 5  # rows of a table that is not asked for in full
 LINES = 15  # of it
 NOTE_LINES = 5  # of these, for notes
+FRESH = "a fresh model's head is zero, so fill its parameters with random numbers first"
 GOOD = ("PASS", "ZERO", "KINK")
 # of a whole check: the first of these that a row has
 GRAVE = ("NONDETERMINISTIC", "IMPURE", "NOT REENTRANT", "MISSING", "SHAPE", "FAIL", "INCONCLUSIVE")
@@ -69,6 +70,7 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     start_here: str = ""
+    advice: str = FRESH  # what to do where most gradients are zero
     evaluations: int = 0
     seconds: float = 0.0
     errors: Mapping[str, Array] = field(default_factory=dict, repr=False)
@@ -132,7 +134,8 @@ class Report:
     def _lines(self, rows: list[Row], top: list[Row], notes: list[str]) -> list[str]:
         name = min(max([6, *(len(row.name) for row in top)]), 28)
         how = f": {self.method}, {self.mode}, tolerance {self.tolerance:.0e}" if self.method else ""
-        lines = [f"{_cut(f'{self.title}{how}, {self.seconds:.2f} s', WIDTH - 18)}  {self.verdict}"]
+        how += f", {self.seconds:.2f} s"
+        lines = [f"{_cut(self.title, WIDTH - 18 - len(how))}{how}  {self.verdict}"]
         lines.append(
             f"{'tensor':{name}} {'checked':>11} {'error':>7} {'worst index':>14} {'analytic':>11} {'numeric':>11}"
         )
@@ -181,8 +184,7 @@ class Report:
         zeros = sum(row.verdict == "ZERO" for row in self.rows)
         return [
             *self.notes,
-            f"{zeros} of {len(self.rows)} gradients are zero, and a zero proves nothing: a fresh model's head is zero, "
-            "so fill its parameters with random numbers first",
+            f"{zeros} of {len(self.rows)} gradients are zero, and a zero proves nothing: {self.advice}",
         ]
 
     def to_json(self) -> str:
@@ -211,10 +213,16 @@ def grave(name: str, verdict: str, text: str) -> Row:
 
 def _line(row: Row, name: int) -> str:
     index = "" if row.index is None else str(row.index)
-    numbers = f"{row.error:7.0e} {_cut(index, 14):>14} {row.analytic:11.4e} {row.numeric:11.4e}"
+    numbers = f"{row.error:7.0e} {_cut(index, 14):>14} {_number(row.analytic)} {_number(row.numeric)}"
     if not row.checked:  # nothing was compared
         return f"{_cut(row.name, name):{name}} {row.verdict}"
-    return f"{_cut(row.name, name):{name}} {row.checked:>11} {numbers} {row.verdict}"
+    return f"{_cut(row.name, name):{name}} {_cut(row.checked, 11):>11} {numbers} {row.verdict}"
+
+
+def _number(value: float) -> str:
+    """In eleven columns, with a digit less where the exponent has three."""
+    text = f"{value:11.4e}"
+    return text if len(text) <= 11 else f"{value:11.3e}"
 
 
 def _wrapped(text: str) -> list[str]:
