@@ -87,12 +87,20 @@ def show(exhibit):
     print(f"    wrong  {exhibit.wrong}\n           {exhibit.why}\n    right  {exhibit.right}")
 
 
+def choose(only):
+    """Return the exhibits of --only, each once."""
+    if only in ("all", ["all"]):
+        return museum.exhibits()
+    if "all" in only:
+        raise ValueError(f"--only is {' '.join(only)}; expected all, or names, not both")
+    return [museum.exhibit(name) for name in dict.fromkeys(only)]
+
+
 def run(args):
     for name, least in (("steps", 1), ("images", BATCH), ("seed", 0), ("shards", 1)):
         if getattr(args, name) < least:
             raise ValueError(f"--{name} is {getattr(args, name)}; it must be at least {least}")
-    all_of_them = args.only in ("all", ["all"])
-    chosen = museum.exhibits() if all_of_them else [museum.exhibit(name) for name in args.only]
+    chosen = choose(args.only)
     if args.out.exists() and not args.out.is_dir():
         raise NotADirectoryError(f"--out is {args.out}, a file; expected a folder, or a name for a new one")
     args.out.mkdir(parents=True, exist_ok=True)

@@ -74,6 +74,11 @@ def test_every_kind_is_on_show():
     assert {exhibit.kind for exhibit in EXHIBITS} == {"gradient", "function", "both", "update"}
 
 
+def test_what_is_no_name_is_refused():
+    with pytest.raises(TypeError, match=r"the name is 3; expected one of museum.exhibits\(\)"):
+        museum.install(hard_model(), 3)
+
+
 def test_an_exhibit_is_found_by_its_name():
     assert museum.exhibit("softmax-diagonal").title.startswith("Softmax backward keeps only the diagonal")
 

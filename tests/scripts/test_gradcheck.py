@@ -68,6 +68,23 @@ def test_the_curve_comes_with_its_lesson(run, tmp_path):
     assert output.count("\n") > 25
 
 
+@pytest.mark.parametrize(
+    ("layer", "lesson"),
+    [
+        ("linear", "has no third derivative"),
+        ("dropout", "has no third derivative"),
+        ("gelu", "At the bottom of that V"),
+    ],
+)
+def test_the_lesson_is_that_of_the_curve(run, tmp_path, layer, lesson):
+    assert lesson in run("gradcheck.py", "--v-curve", layer, cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(("name", "title"), [("gelu", "GELU (tanh)"), ("gelu-2", "GELU (erf)")])
+def test_each_variant_of_a_layer_has_its_curve(run, tmp_path, name, title):
+    assert title in run("gradcheck.py", "--v-curve", name, cwd=tmp_path).stdout.splitlines()[0]
+
+
 def test_a_layer_that_there_is_not_is_refused_with_the_choices(run, tmp_path):
     failed = run("gradcheck.py", "--v-curve", "conv", cwd=tmp_path, status=1)
     assert failed.stderr.startswith("error: --v-curve is 'conv'; choose one of linear, layernorm, ")
@@ -84,6 +101,7 @@ def test_a_size_that_there_is_not_is_refused_with_the_choices(run, tmp_path):
         (["--model", "tiny", "--batch", "0"], "--batch is 0; it must be at least 1"),
         (["--model", "tiny", "--batch", "-1"], "--batch is -1; it must be at least 1"),
         (["--model", "tiny", "--image-size", "0"], "--image-size is 0; it must be at least 1"),
+        (["--model", "tiny", "--image-size", "3"], "--image-size is 3; the tiny model needs at least 4"),
         (["--model", "tiny", "--images", "digits", "--batch", "5000"], "--batch is 5000; there are 1000 images"),
         (["--seed", "-1"], "--seed is -1; it must be at least 0"),
         (["--layers"], "--layers would change nothing: it needs --model"),

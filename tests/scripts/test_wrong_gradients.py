@@ -81,6 +81,7 @@ def test_the_curve_of_a_network_that_diverges_ends_there():
     ("options", "message"),
     [
         (["--only", "softmax-diag"], "error: there is no exhibit 'softmax-diag'; expected a name"),
+        (["--only", "all", "softmax-diagonal"], "error: --only is all softmax-diagonal; expected all, or names"),
         (["--steps", "0"], "error: --steps is 0; it must be at least 1"),
         (["--images", "5"], "error: --images is 5; it must be at least 128"),
         (["--seed", "-1"], "error: --seed is -1; it must be at least 0"),
@@ -98,6 +99,11 @@ def test_a_file_is_refused_as_a_folder(run, tmp_path):
     (tmp_path / "out").write_text("mine")
     failed = run("wrong_gradients.py", "--out", "out", cwd=tmp_path, status=1)
     assert failed.stderr == "error: --out is out, a file; expected a folder, or a name for a new one\n"
+
+
+def test_a_name_given_twice_is_shown_once():
+    choose = runpy.run_path(str(SCRIPT))["choose"]
+    assert [exhibit.name for exhibit in choose([NAMES[1], NAMES[0], NAMES[1]])] == [NAMES[1], NAMES[0]]
 
 
 def test_all_are_shown_if_all_are_asked_for(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +20,17 @@ import numpy as np
 from vitnp.backend import Array, array_module
 from vitnp.gradient_check.compare import Checker
 from vitnp.gradient_check.derivatives import METHODS, forward
+from vitnp.gradient_check.options import check_integer
 from vitnp.gradient_check.probe import probe
 from vitnp.gradient_check.problems import DIRECTIONS, LayerProblem
+from vitnp.gradient_check.report import WIDTH
 from vitnp.layer import Layer
 
 ESTIMATES = {
     "forward": forward,
     **{name: METHODS[name].estimate for name in ("central", "5point", "richardson", "complex")},
 }
+PLATEAU = 1e-6  # relative: more than rounding, and more than the best of all methods leaves of a right gradient
 STEPS = [10.0 ** -(k / 2) for k in range(41)]  # 1 to 1e-20
 
 
@@ -38,6 +42,11 @@ class VCurve:
     steps: list[float]
     errors: dict[str, list[float]]
     note: str = ""
+
+    @property
+    def has_truncation(self) -> bool:
+        """Whether the error of a central difference falls with the step; not where the loss has no third derivative."""
+        return self.errors["central"][0] > PLATEAU
 
     def best(self, method: str) -> tuple[float, float]:
         """Return (step, error) at the bottom of a method's curve."""
@@ -52,7 +61,7 @@ class VCurve:
             lines.append(f"{self.steps[i]:8.0e}  " + "".join(f"{self.errors[name][i]:12.0e}" for name in names))
         lines.append("    best  " + "".join(f"{self.best(name)[1]:12.0e}" for name in names))
         lines.append("    with  " + "".join(f"{self.best(name)[0]:12.0e}" for name in names))
-        return "\n".join([*lines, *([self.note] if self.note else [])])
+        return "\n".join([*lines, *textwrap.wrap(self.note, WIDTH)])
 
     def draw(self, path: str | os.PathLike[str]) -> None:
         """Write the curves as a picture. Raises ImportError without matplotlib, FileExistsError over a file."""
@@ -84,6 +93,9 @@ def v_curve(layer: Layer, x: Array, labels: Any = None, *, seed: int = 0) -> VCu
 
     Raises TypeError, ValueError as `gradcheck`, and for a layer whose gradients cannot be compared at all.
     """
+    if not isinstance(layer, Layer):
+        raise TypeError(f"the layer is a {type(layer).__name__}; expected a layer: a function has no V-curve here")
+    check_integer("seed", seed, 0)
     rng = np.random.default_rng([seed, DIRECTIONS])
     problem = LayerProblem(layer, x, labels, 0.0, None, seed)
     grads, faults = problem.claims()
@@ -97,6 +109,9 @@ def v_curve(layer: Layer, x: Array, labels: Any = None, *, seed: int = 0) -> VCu
         directions[name] = along if part >= 0 else -along
         true += abs(part)
 
+    if not true > 0:
+        raise ValueError(f"the gradient of {layer!r} is zero here, and no error can be relative to it: use another x")
+
     def f(t: complex) -> complex:
         value: complex = problem.value({name: problem.arrays[name] + t * along for name, along in directions.items()})
         return value
@@ -105,4 +120,9 @@ def v_curve(layer: Layer, x: Array, labels: Any = None, *, seed: int = 0) -> VCu
     shown = {name: estimate for name, estimate in ESTIMATES.items() if name != "complex" or not tried.reason}
     errors = {name: [abs(estimate(f, h, 0.0).value - true) / true for h in STEPS] for name, estimate in shown.items()}
     note = f"complex is left out: {tried.reason}" if tried.reason else ""
+    best = min(error for found in errors.values() for error, step in zip(found, STEPS, strict=True) if step > 1e-6)
+    if best > PLATEAU:
+        note = (
+            f"no method comes nearer than {best:.0e}: the gradient is wrong, to which they are compared; use gradcheck"
+        )
     return VCurve(f"derivative of {layer!r} along a random direction", STEPS, errors, note)

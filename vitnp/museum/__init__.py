@@ -9,10 +9,10 @@ transformer by hand: most of them were found in public code. `install` puts one 
 Four lessons:
 1. Many wrong gradients still train. A direction that leans downhill is enough for Adam, and a constant factor it
    divides out again; so a falling loss proves little, and a good accuracy not much more.
-2. A gradient check finds every one of these: it asks whether backward is the derivative of forward.
-3. It can ask nothing else. A network that computes another function and differentiates it right passes (kind
-   "function"); only a comparison with an independent network finds it. And an optimizer that misuses right gradients
-   passes too (kind "update"); its own closed form finds it.
+2. A gradient check finds every gradient here that is wrong: it asks whether backward is the derivative of forward.
+3. It can ask nothing else, and passes the other exhibits. A network that computes another function and differentiates
+   it right (kind "function") is found by comparison with an independent network alone; an optimizer that misuses right
+   gradients (kind "update") by its own closed form.
 4. A check sees what its set-up lets it see: a head of zeros hides nearly all of these, a batch of one those that mix up
    samples, square sizes those that lack a transpose, a dropout rate of zero those of dropout.
 
@@ -42,7 +42,12 @@ def exhibits() -> tuple[Exhibit, ...]:
 
 
 def exhibit(name: str) -> Exhibit:
-    """Return the exhibit of this name. Raises ValueError, with names that are like it, if there is none."""
+    """Return the exhibit of this name. Raises ValueError, with names that are like it, if there is none.
+
+    Raises TypeError for what is no name.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"the name is {name!r}; expected one of museum.exhibits(), as 'softmax-diagonal'")
     by_name = {exhibit.name: exhibit for exhibit in exhibits()}
     if name not in by_name:
         like = difflib.get_close_matches(name, by_name, n=3, cutoff=0)
