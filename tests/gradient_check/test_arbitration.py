@@ -431,3 +431,39 @@ def test_a_softmax_of_a_low_temperature_passes(mode, seed):
         return p * (dy - (dy * p).sum(-1, keepdims=True)) / 1e-5
 
     assert verdict(f, x, grads, mode=mode, seed=seed) == "PASS"
+
+
+# -- on the device ----------------------------------------------------------------------------------------------------
+
+
+@every_mode
+@pytest.mark.parametrize("method", ["auto", "complex", "richardson"])
+def test_verdicts_on_the_device_are_those_of_numpy(mode, method, backend):
+    """A function that loses imaginary parts, one with kinks, one with a narrow turn: right, and wrong in an element."""
+    x = backend.put(normal((4, 5), 1))
+    flat = x.reshape(-1)
+    flat[3:9] = 0.0
+
+    def verdicts(f, slope, factor):
+        def grads(x):
+            g = slope(x)
+            g.reshape(-1)[12] *= factor
+            return g
+
+        return verdict(f, x, grads, mode=mode, method=method)
+
+    def relu(x):
+        return (x * (x.real > 0)).sum()
+
+    def norm(x):
+        return abs(x + 7.0).sum() + (x * x).sum()
+
+    def turn(x):
+        return ((x * x + 1e-12) ** 0.5).sum()
+
+    assert verdicts(relu, lambda x: (x > 0) * 1.0, 1) in ("KINK", "INCONCLUSIVE", "PASS")
+    assert verdicts(relu, lambda x: (x > 0) + 0.5, 1) != "PASS"
+    assert verdicts(norm, lambda x: 1 + 2 * x, 1) == ("INCONCLUSIVE" if method == "complex" else "PASS")
+    assert verdicts(norm, lambda x: 1 + 2 * x, 1.5) == ("INCONCLUSIVE" if method == "complex" else "FAIL")
+    assert verdicts(turn, lambda x: x / (x * x + 1e-12) ** 0.5, 1) == "PASS"
+    assert verdicts(turn, lambda x: x / (x * x + 1e-12) ** 0.5, 1.01) == "FAIL"

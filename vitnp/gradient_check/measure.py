@@ -34,6 +34,7 @@ from vitnp.gradient_check.problems import Problem
 NOISE = 1e-14  # of the largest gradient: what rounding may do to one that is the difference of such
 FLOOR = 1e-8  # of the largest gradient: what an error is measured against at least
 SCATTER_STEPS = (1e-7, 1e-5)  # of the arrays: far below what differences need, above the rounding of float32
+SMOOTH = 64  # a scatter that falls so much with a quarter of the step is a smooth function's, h⁴, and no noise
 AWAY = 1e-3  # of the arrays: so far from the point itself, which may be a kink, the scatter is measured
 FLOAT32 = 1e-9  # of a value: more noise is what float32 leaves, even after a mean over many
 LEVELS, QUARTER = 3, 4  # central differences in the one that decides: from h, h/2 and h/4
@@ -149,9 +150,7 @@ class Measure:
         f = self.function(along, AWAY)
         for step in SCATTER_STEPS:
             found, wider = scatter(f, step), scatter(f, 4 * step)
-            while (
-                found > 0 and wider > 64 * found
-            ):  # it falls with the step as a smooth function does: that is no noise
+            while found > 0 and wider > SMOOTH * found:
                 step /= 4
                 found, wider = scatter(f, step), found
             if found > 0:  # else the step is too small to change anything
@@ -294,8 +293,8 @@ class Measure:
     def _scatter(self, f: Function, step: float, noise: float) -> float:
         """How values scatter a little ahead, as at the point there may be a kink; if they do, no less than known."""
         found = scatter(lambda t: f(5 * step + t), step)
-        if found > 4 * noise and scatter(lambda t: f(20 * step + t), 4 * step) > 64 * found:
-            return noise  # it falls with the step as that of a smooth function does
+        if found > 4 * noise and scatter(lambda t: f(20 * step + t), 4 * step) > SMOOTH * found:
+            return noise
         return max(noise, found)
 
     def _slopes(self, f: Function, h: float, apart: float, noise: float) -> tuple[float, float, float] | None:
