@@ -433,6 +433,21 @@ def test_a_softmax_of_a_low_temperature_passes(mode, seed):
     assert verdict(f, x, grads, mode=mode, seed=seed) == "PASS"
 
 
+def test_biases_of_nearly_nothing_are_confirmed_by_no_more_values_than_others():
+    """Steps of their own size would drown in rounding."""
+    arrays = {"w": normal((6, 5), 1), "b": 1e-9 * normal((5,), 2), "x": normal((4, 6), 3)}
+
+    def f(w, b, x):
+        return np.tanh(x @ w + b)
+
+    def grads(dy, w, b, x):
+        d = dy * (1 - f(w, b, x) ** 2)
+        return {"w": x.T @ d, "b": d.sum(0), "x": d @ w.T}
+
+    report = gradcheck(f, arrays, grads=grads, method="complex", mode="directions")
+    assert (report.verdict, report.evaluations) == ("PASS", 3 + 3 * (1 + 4))
+
+
 # -- on the device ----------------------------------------------------------------------------------------------------
 
 

@@ -230,7 +230,7 @@ class Measure:
 
     def _step(self, directions: Mapping[str, Array], noise: float, hidden: float) -> float:
         """The step, within what the arrays allow, at which rounding hides so much of a derivative."""
-        size = self.size(directions)
+        size = max(self.size(directions), self.floor)
         return max(min(8 * noise / hidden if hidden > 0 else math.inf, LARGEST_STEP * size), TINY * size)
 
     def _slack(self, directions: Mapping[str, Array]) -> float:
