@@ -1,15 +1,22 @@
 """A checkpoint holds everything, is written whole or not at all, and is refused when it is not what it should be."""
 
+import hashlib
 import json
+import math
 import os
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import vitnp
+from vitnp.checkpoint import _digest
+from vitnp.environment import environment
 
+OF_FORMAT_1 = Path(__file__).parent / "reference" / "checkpoint_format_1.safetensors"
 CONFIG = vitnp.ViTConfig(image_size=(6, 8), patch_size=(3, 2), channels=2, num_classes=5, dim=6, depth=2, num_heads=2)
 
 
@@ -33,16 +40,19 @@ def saved(tmp_path):
 
 
 def rewrite(path, change):
-    """Write the checkpoint anew after `change(tensors, meta)`, with the digest that belongs to it."""
-    from safetensors import safe_open
+    """Write the checkpoint anew after `change(tensors, meta)`, with the digests that belong to it."""
+    meta, tensors = read(path)
+    change(tensors, meta)
+    meta["sha256"] = {name: _digest(tensor) for name, tensor in tensors.items()}
+    description = json.dumps(meta)
+    save_file(tensors, path, {"vitnp": description, "sha256": hashlib.sha256(description.encode()).hexdigest()})
 
-    from vitnp.checkpoint import _digest
 
+def read(path):
+    """The description and the tensors of a checkpoint, unchecked."""
     with safe_open(path, framework="numpy") as file:
         meta = json.loads(file.metadata()["vitnp"])
-    tensors = load_file(path)
-    change(tensors, meta)
-    save_file(tensors, path, {"vitnp": json.dumps(meta), "sha256": _digest(json.dumps(meta), tensors)})
+    return meta, load_file(path)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -101,7 +111,24 @@ def test_every_truncation_is_refused(saved):
             vitnp.load_checkpoint(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\x80\x04K\x01.", bytes(range(64))])
+def test_an_empty_file_is_called_empty(tmp_path):
+    (tmp_path / "m").touch()
+    with pytest.raises(vitnp.CheckpointError, match="the file is empty"):
+        vitnp.load_checkpoint(tmp_path / "m")
+
+
+def test_a_folder_is_named_with_the_file_that_it_may_hold(tmp_path):
+    with pytest.raises(vitnp.CheckpointError, match=r"is a folder; expected .* checkpoint.safetensors in it"):
+        vitnp.load_checkpoint(tmp_path)
+
+
+def test_a_link_to_nothing_is_no_checkpoint(tmp_path):
+    (tmp_path / "m").symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        vitnp.load_checkpoint(tmp_path / "m")
+
+
+@pytest.mark.parametrize("content", [b"<html>not found</html>", b"\x80\x04K\x01.", bytes(range(64))])
 def test_what_is_no_checkpoint_is_refused(tmp_path, content):
     path = tmp_path / "m"
     path.write_bytes(content)
@@ -119,6 +146,99 @@ def test_every_flipped_bit_is_noticed(saved):
         path.write_bytes(flipped)
         with pytest.raises(vitnp.CheckpointError, match=path.name):
             vitnp.load_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["head.bias", "adam.v.blocks.1.mlp.fc1.weight"])
+def test_a_damaged_tensor_is_named_with_the_digest_found_and_expected(saved, name):
+    path, *_ = saved
+    meta, tensors = read(path)
+    description, digest = json.dumps(meta), hashlib.sha256(json.dumps(meta).encode()).hexdigest()
+    tensors[name].reshape(-1)[1] += 1
+    save_file(tensors, path, {"vitnp": description, "sha256": digest})
+    found, expected = _digest(tensors[name]), meta["sha256"][name]
+    with pytest.raises(vitnp.CheckpointError, match=f"{name} has SHA-256 {found}, expected {expected}: damaged"):
+        vitnp.load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"w":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}',
+        b'{"w":{"dtype":"F32","shape":[300000000],"data_offsets":[0,1200000000]}}',
+        b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"w":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
+    ],
+    ids=["4 TB", "1.2 GB", "twice the same name"],
+)
+def test_a_header_that_promises_what_is_not_there_is_refused(tmp_path, content):
+    path = tmp_path / "m"
+    path.write_bytes(len(content).to_bytes(8, "little") + content + bytes(8))
+    with pytest.raises(vitnp.CheckpointError, match="no readable checkpoint"):
+        vitnp.load_checkpoint(path)
+
+
+@pytest.mark.parametrize("vector", ["flat", "m", "v"])
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+def test_what_is_not_finite_is_not_saved_and_the_old_file_stays(saved, vector, bad):
+    path, model, optimizer = saved
+    before = path.read_bytes()
+    model.layout.view(model.flat if vector == "flat" else getattr(optimizer, vector), "norm.gamma")[3] = bad
+    with pytest.raises(ValueError, match=r"norm.gamma holds NaN or infinity"):
+        vitnp.save_checkpoint(path, model, optimizer)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        vitnp.save_checkpoint(path, trained_model()[0], progress={"loss": bad})
+    assert path.read_bytes() == before
+
+
+def test_a_checkpoint_says_where_it_was_made(saved):
+    found = vitnp.load_checkpoint(saved[0]).environment
+    assert found == environment()
+    assert found["numpy"] == np.__version__
+    assert "threads" in found["blas"]
+
+
+def test_a_file_of_format_1_still_loads():
+    """It was written by the code before format 2: element e of tensor i of vector k is i + k / 4 + e / 128."""
+    loaded = vitnp.load_checkpoint(OF_FORMAT_1)
+    names = loaded.model.layout.names
+    assert (loaded.model.config.dim, loaded.model.config.image_size, len(names)) == (6, (6, 8), 20)
+    for k, vector in enumerate((loaded.model.flat, loaded.optimizer.m, loaded.optimizer.v)):
+        for i, name in enumerate(names):
+            found = loaded.model.layout.view(vector, name).reshape(-1)
+            np.testing.assert_array_equal(found, i + k / 4 + np.arange(found.size) / 128)
+    settings = loaded.optimizer
+    assert (settings.steps, settings.lr, settings.betas, settings.eps) == (7, 0.01, (0.8, 0.99), 1e-7)
+    assert loaded.progress == {"classes": list("abcde"), "mean": [0.25, 0.5], "std": [1.0, 2.0]}
+    assert loaded.environment == {}
+
+
+def test_a_damaged_file_of_format_1_is_refused(tmp_path):
+    content = bytearray(OF_FORMAT_1.read_bytes())
+    content[-100] ^= 1
+    (tmp_path / "m").write_bytes(content)
+    with pytest.raises(vitnp.CheckpointError, match=r"its content has SHA-256 .* expected .*: damaged"):
+        vitnp.load_checkpoint(tmp_path / "m")
+
+
+def test_a_failed_load_changes_nothing(saved):
+    path, model, optimizer = saved
+    vectors = (model.flat, optimizer.m, optimizer.v)
+    before = [vector.copy() for vector in vectors]
+    content = path.read_bytes()
+    path.write_bytes(content[:-7])
+    with pytest.raises(vitnp.CheckpointError):
+        vitnp.load_checkpoint(path)
+    assert path.read_bytes() == content[:-7]
+    assert all(np.array_equal(vector, old) for vector, old in zip(vectors, before, strict=True))
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_was_there_before_is_kept_as_the_predecessor(saved, tmp_path):
+    path, model, optimizer = saved
+    older, previous = path.read_bytes(), tmp_path / "previous"
+    optimizer.steps += 1
+    vitnp.save_checkpoint(path, model, optimizer, previous=previous)
+    assert previous.read_bytes() == older
+    assert vitnp.load_checkpoint(path).optimizer.steps == vitnp.load_checkpoint(previous).optimizer.steps + 1
 
 
 def test_a_learning_rate_of_zero_comes_back(saved):
@@ -155,6 +275,12 @@ def test_another_programs_safetensors_file_is_refused(tmp_path):
         (lambda t, meta: meta["config"].update(dim=2**40), r"description of the model is damaged"),
         (lambda t, meta: meta["adam"].pop("lr"), r"damaged: the optimizer's settings are"),
         (lambda t, meta: meta["adam"].update(steps="x"), r"damaged: the optimizer's settings are"),
+        (lambda t, meta: meta["adam"].update(steps=-1), r"damaged: the optimizer's settings are"),
+        (lambda t, meta: meta["adam"].update(lr="abc"), r"description of the model is damaged: .*abc"),
+        (lambda t, meta: meta["adam"].update(lr=-1.0), r"description of the model is damaged: lr is -1.0"),
+        (lambda t, meta: meta["adam"].update(lr=math.nan), r"damaged or cut short: NaN in the description"),
+        (lambda t, meta: meta["progress"].update(loss=math.inf), r"damaged or cut short: Infinity in the description"),
+        (lambda t, meta: meta["config"].update(depth=10**9), r"damaged: depth 1000000000 does not go with"),
         (lambda t, meta: meta.update(progress=None), r"description of the model is damaged"),
     ],
 )

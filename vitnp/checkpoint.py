@@ -2,32 +2,38 @@
 
     <parameter>, as "blocks.0.attn.qkv.weight"     the model's parameters, which any safetensors reader finds by name
     adam.m.<parameter>, adam.v.<parameter>         the optimizer's moments
-    metadata "vitnp"                               JSON: format, version, configuration, optimizer settings, progress
-    metadata "sha256"                              of that JSON and of every tensor: the format has no checksum itself
+    metadata "vitnp"                               JSON: format, version, configuration, where it was made, optimizer
+                                                   settings, progress, and "sha256": that of every tensor
+    metadata "sha256"                              of that JSON: the format has no checksum itself
 
 A file is written beside its target, flushed to the disk and renamed, so that the target is at any moment the old file
 or the new one, never a part of either. Everything is checked before it is believed, and a failed load changes nothing.
+
+Files of every earlier format load, with model, optimizer and progress, and those of a later one are refused with the
+version that wrote them. Format 1 had one digest for everything, and did not say where it was made.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
+import math
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from vitnp.backend import to_cpu, to_device
+from vitnp.durable import write_atomically
+from vitnp.environment import environment
 from vitnp.optim import Adam
 from vitnp.vit import VisionTransformer, ViTConfig
 
-FORMAT = 1
+FORMAT = 2
 ADAM_SETTINGS = ("lr", "betas", "eps", "weight_decay", "steps")
+Tensors = dict[str, np.ndarray]
 
 
 class CheckpointError(ValueError):
@@ -36,11 +42,18 @@ class CheckpointError(ValueError):
 
 @dataclass
 class Checkpoint:
-    """What a checkpoint holds: the model, its optimizer (None if none was saved), and the run's own notes."""
+    """What a checkpoint holds.
+
+    Attributes:
+        model, optimizer: what was trained; None for an optimizer that was not saved.
+        progress: the run's own notes.
+        environment: where it was made, as `vitnp.environment` tells it; empty in files of format 1.
+    """
 
     model: VisionTransformer
     optimizer: Adam | None
     progress: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -48,11 +61,14 @@ def save_checkpoint(
     model: VisionTransformer,
     optimizer: Adam | None = None,
     progress: dict[str, Any] | None = None,
+    previous: str | os.PathLike[str] | None = None,
 ) -> None:
     """Write a checkpoint atomically; `progress` is anything that JSON holds.
 
-    Raises OSError where the file cannot be written, and ValueError for an optimizer of another model; an older file at
-    `path` is then as it was.
+    With `previous`, the file that was at `path` is kept there.
+
+    Raises OSError where the file cannot be written, and ValueError for numbers that are not finite, in tensors or
+    progress, and for an optimizer of another model; an older file at `path` is then as it was.
     """
     from safetensors.numpy import save
 
@@ -60,57 +76,70 @@ def save_checkpoint(
 
     if optimizer is not None and optimizer.model is not model:
         raise ValueError("the optimizer was made for another model: its moments would be of no use beside this one")
-    vectors = {"": model.flat}
+    tensors = _tensors_of(model, optimizer)
+    if bad := _not_finite(tensors):
+        raise ValueError(f"{bad} holds NaN or infinity: a checkpoint of that would be of no use, so none is written")
     meta: dict[str, Any] = {
         "format": FORMAT,
         "vitnp": __version__,
         "config": model.config.to_dict(),
         "dtype": str(model.flat.dtype),
+        "environment": environment(),
         "progress": progress or {},
+        "sha256": {name: _digest(tensor) for name, tensor in tensors.items()},
     }
     if optimizer is not None:
-        vectors |= {"adam.m.": optimizer.m, "adam.v.": optimizer.v}
         meta["adam"] = {name: getattr(optimizer, name) for name in ADAM_SETTINGS}
-    tensors: dict[str, np.ndarray] = {}
-    for prefix, vector in vectors.items():
-        on_cpu = to_cpu(vector)
-        # Views into the vector are contiguous, which safetensors' writer needs and does not check.
-        tensors |= {prefix + name: model.layout.view(on_cpu, name) for name in model.layout.names}
-    description = json.dumps(meta)
-    _write_atomically(Path(path), save(tensors, {"vitnp": description, "sha256": _digest(description, tensors)}))
+    description = json.dumps(meta, allow_nan=False)
+    content = save(tensors, {"vitnp": description, "sha256": hashlib.sha256(description.encode()).hexdigest()})
+    write_atomically(Path(path), content, Path(previous) if previous is not None else None)
 
 
 def load_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> Checkpoint:
-    """Read a checkpoint; names, shapes, dtypes and finiteness are checked before it is believed.
+    """Read a checkpoint; digests, names, shapes, dtypes and finiteness are checked before it is believed.
 
     Raises FileNotFoundError, or CheckpointError that names the file, what was found and what was expected.
     """
     meta, tensors = _read(Path(path))
     try:
-        model = VisionTransformer(ViTConfig(**meta["config"]), rng=None, dtype=meta["dtype"])
+        model = _build_model(meta, tensors)
         optimizer = _rebuild_adam(model, meta["adam"]) if "adam" in meta else None
-        progress = dict(meta["progress"])
+        progress, made_in = dict(meta["progress"]), dict(meta.get("environment", {}))
     except (KeyError, TypeError, ValueError, MemoryError) as error:
         raise CheckpointError(f"{path}: the description of the model is damaged: {error}") from None
-    vectors = {"": model.flat}
-    if optimizer is not None:
-        vectors |= {"adam.m.": optimizer.m, "adam.v.": optimizer.v}
-    places = {
-        prefix + name: model.layout.view(vector, name)
-        for prefix, vector in vectors.items()
-        for name in model.layout.names
-    }
+    places = _tensors_of(model, optimizer)
     _compare(path, tensors, places)
     for name, place in places.items():
         place[...] = tensors[name]
     if device == "cpu":
-        return Checkpoint(model, optimizer, progress)
+        return Checkpoint(model, optimizer, progress, made_in)
     on_device = model.to_device(device)
     if optimizer is not None:
         m, v, steps = optimizer.m, optimizer.v, optimizer.steps
         optimizer = _rebuild_adam(on_device, {**meta["adam"], "steps": steps})
         optimizer.m[...], optimizer.v[...] = to_device(m, device), to_device(v, device)
-    return Checkpoint(on_device, optimizer, progress)
+    return Checkpoint(on_device, optimizer, progress, made_in)
+
+
+def _tensors_of(model: VisionTransformer, optimizer: Adam | None) -> Tensors:
+    """Return everything that is saved, by its name in the file: on a CPU the arrays themselves."""
+    vectors = {"": model.flat}
+    if optimizer is not None:
+        vectors |= {"adam.m.": optimizer.m, "adam.v.": optimizer.v}
+    # Views into a vector are contiguous, which safetensors' writer needs and does not check.
+    on_cpu = {prefix: to_cpu(vector) for prefix, vector in vectors.items()}
+    return {
+        prefix + name: model.layout.view(vector, name)
+        for prefix, vector in on_cpu.items()
+        for name in model.layout.names
+    }
+
+
+def _build_model(meta: dict[str, Any], tensors: Tensors) -> VisionTransformer:
+    config = ViTConfig(**meta["config"])
+    if config.depth > len(tensors):  # before a damaged number makes a million layers
+        raise ValueError(f"depth {config.depth} does not go with {len(tensors)} tensors")
+    return VisionTransformer(config, rng=None, dtype=meta["dtype"])
 
 
 def _rebuild_adam(model: VisionTransformer, settings: dict[str, Any]) -> Adam:
@@ -118,48 +147,79 @@ def _rebuild_adam(model: VisionTransformer, settings: dict[str, Any]) -> Adam:
         raise ValueError(f"the optimizer's settings are {settings}; expected {', '.join(ADAM_SETTINGS)}")
     optimizer = Adam(model, betas=settings["betas"], eps=settings["eps"], weight_decay=settings["weight_decay"])
     optimizer.lr = float(settings["lr"])  # which may be 0, as schedules end there
+    if not 0 <= optimizer.lr < math.inf:
+        raise ValueError(f"lr is {optimizer.lr}; it must be at least 0")
     optimizer.steps = settings["steps"]
     return optimizer
 
 
-def _digest(description: str, tensors: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(description.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-        digest.update(np.ascontiguousarray(tensor).data)
+def _digest(tensor: np.ndarray) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype} {tensor.shape}".encode())
+    digest.update(np.ascontiguousarray(tensor).data)
     return digest.hexdigest()
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _read(path: Path) -> tuple[dict[str, Any], Tensors]:
+    """Return the description and the tensors, both as they were written."""
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such checkpoint")
+    _check_file(path)
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            description = metadata.get("vitnp")
-            if description is None:
-                raise CheckpointError(f"{path}: a safetensors file, but not one of vitnp's: it has no such metadata")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata.get("sha256") != (found := _digest(description, tensors)):
+        if "vitnp" not in metadata:
+            raise CheckpointError(f"{path}: a safetensors file, but not one of vitnp's: it has no such metadata")
+        meta = json.loads(metadata["vitnp"], parse_constant=_refuse_constant)
+        if meta["format"] not in (1, FORMAT):
             raise CheckpointError(
-                f"{path}: its content has SHA-256 {found}, expected {metadata.get('sha256')}: damaged"
+                f"{path}: format {meta['format']}, written by vitnp {meta.get('vitnp')}; "
+                f"this version reads formats 1 to {FORMAT}: use that one, or a later one"
             )
-        meta = json.loads(description)
-        if meta.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{path}: format {meta.get('format')}, written by vitnp {meta.get('vitnp')}; "
-                f"this version reads format {FORMAT}"
-            )
+        (_check_digest_of_all if meta["format"] == 1 else _check_digests)(path, metadata, meta, tensors)
         return meta, tensors
-    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except CheckpointError:
+        raise
+    except (SafetensorError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise CheckpointError(f"{path}: no readable checkpoint, it is damaged or cut short: {error}") from None
 
 
-def _compare(path: Any, found: dict[str, np.ndarray], expected: dict[str, Any]) -> None:
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder; expected a checkpoint, as the file checkpoint.safetensors in it")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such checkpoint")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path}: no readable checkpoint: the file is empty")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} in the description; expected finite numbers")
+
+
+def _check_digests(path: Path, metadata: dict[str, str], meta: dict[str, Any], tensors: Tensors) -> None:
+    """Raise CheckpointError that names what is not as it was written: the description, or a tensor."""
+    described = hashlib.sha256(metadata["vitnp"].encode()).hexdigest()
+    found = {"the description": described} | {name: _digest(tensor) for name, tensor in tensors.items()}
+    expected = {"the description": metadata.get("sha256")} | meta["sha256"]
+    for name, digest in found.items():
+        if digest != expected.get(name):
+            raise CheckpointError(f"{path}: {name} has SHA-256 {digest}, expected {expected.get(name)}: damaged")
+
+
+def _check_digest_of_all(path: Path, metadata: dict[str, str], meta: dict[str, Any], tensors: Tensors) -> None:
+    """The same for format 1."""
+    digest = hashlib.sha256(metadata["vitnp"].encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+        digest.update(np.ascontiguousarray(tensor).data)
+    if digest.hexdigest() != metadata.get("sha256"):
+        raise CheckpointError(
+            f"{path}: its content has SHA-256 {digest.hexdigest()}, expected {metadata.get('sha256')}: damaged"
+        )
+
+
+def _compare(path: Any, found: Tensors, expected: Tensors) -> None:
     """Raise CheckpointError unless the tensors are those expected, of the same shapes and dtype, all finite."""
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or extra:
@@ -170,29 +230,10 @@ def _compare(path: Any, found: dict[str, np.ndarray], expected: dict[str, Any]) 
             raise CheckpointError(
                 f"{path}: {name} is {tensor.dtype} {tensor.shape}; expected {parameter.dtype} {parameter.shape}"
             )
-        if not np.isfinite(tensor).all():
-            raise CheckpointError(f"{path}: {name} holds numbers that are not finite")
+    if bad := _not_finite(found):
+        raise CheckpointError(f"{path}: {bad} holds numbers that are not finite")
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-    path = path.resolve()  # a link stays a link: its target is replaced
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with open(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, path.stat().st_mode if path.exists() else 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    """Return the process's file-creation mask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _not_finite(tensors: Tensors) -> str | None:
+    """Return the name of the first tensor that has NaN or infinity."""
+    return next((name for name, tensor in tensors.items() if not np.isfinite(tensor).all()), None)

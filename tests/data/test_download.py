@@ -553,14 +553,14 @@ def test_the_lock_of_a_process_that_died_does_not_hold(serve, target):
 
 
 def test_a_lock_that_its_last_holder_removed_is_taken_again(serve, target, monkeypatch):
-    lock, tried, fetched = target.with_name(".file.gz.vitnp-lock"), module._try_lock, []
+    lock, tried, fetched = target.with_name(".file.gz.vitnp-lock"), module.try_lock, []
 
     def try_lock(file, calls=itertools.count()):  # noqa: B008
         if next(calls) == 0:
             os.remove(lock)
         return tried(file)
 
-    monkeypatch.setattr(module, "_try_lock", try_lock)
+    monkeypatch.setattr(module, "try_lock", try_lock)
     monkeypatch.setattr(module, "_fetch", lambda *arguments: fetched.append(lock.exists()))
     fetch(target, serve(whole))
     assert fetched == [True]

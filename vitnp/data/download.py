@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from vitnp.data.dataset import PathLike
 from vitnp.data.files import data_error, unusable
+from vitnp.durable import is_same, sync_folder, try_lock
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
@@ -104,7 +105,7 @@ def _fetch(urls: Sequence[str], target: Path, size: int, sha256: str, timeout: f
             reasons.append(f"{url}: {reason}")
         else:
             os.replace(part, target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
             return
     if part.exists() and not part.stat().st_size:
         os.remove(part)
@@ -292,16 +293,6 @@ def _next_bytes(response: HTTPResponse, most: int) -> bytes:
         raise _Broken(str(error) or type(error).__name__) from error
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power failure; Windows has no such call."""
-    if sys.platform != "win32":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 @contextmanager
 def _lock(target: Path) -> Iterator[None]:
     """Let one process at a time work on `target`. The system frees the lock of a process that dies.
@@ -315,7 +306,7 @@ def _lock(target: Path) -> Iterator[None]:
         if file.tell():
             file.close()
             raise unusable(path, "is not empty", "a lock of a download, which is, or none", "move it away")
-        if _try_lock(file) and _is_same(file, path):
+        if try_lock(file) and is_same(file, path):
             break
         file.close()
         if not waiting:
@@ -333,26 +324,3 @@ def _lock(target: Path) -> Iterator[None]:
             with suppress(FileNotFoundError):
                 os.remove(path)
             file.close()
-
-
-def _is_same(file: IO[bytes], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _try_lock(file: IO[bytes]) -> bool:
-    """Lock the file, unless another process has."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # the first from Unix, the second from Windows
-        return False
-    return True

@@ -1,0 +1,152 @@
+"""Files that are whole or not there, whatever happens while they are written, and locks that die with their holder.
+
+A file is written beside its target, flushed to the disk and renamed, and then its folder is flushed: at any moment the
+target is the old file or the new one. A process that is killed meanwhile leaves an orphan. A writer holds a lock on
+what it writes, and the system frees the locks of the dead: what is not locked is an orphan, which the next write
+removes.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+
+class LockedError(ValueError):
+    """Another process works on what was to be worked on."""
+
+
+def write_atomically(path: Path, content: bytes, previous: Path | None = None) -> None:
+    """Make `content` the file at `path`; what was there before goes to `previous`, if that is given.
+
+    A new file has the permissions that the umask gives, a replaced one keeps its own; a link stays a link. Folders are
+    made. Raises OSError where that fails, and then the old file is as it was.
+    """
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_orphans(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with open(handle, "wb") as file:
+            with suppress(OSError):  # some file systems know no locks
+                try_lock(file)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, path.stat().st_mode if path.exists() else 0o666 & ~_umask())
+        if previous is not None and path.exists():
+            _keep(path, previous)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    sync_folder(path.parent)
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Give the file at `path` a second name, under which it outlives the next one; a copy where there are no links."""
+    spare = previous.with_name(f".{previous.name}.link.tmp")
+    spare.unlink(missing_ok=True)
+    try:
+        os.link(path, spare)
+    except OSError:
+        shutil.copy2(path, spare)
+    os.replace(spare, previous)
+    spare.unlink(missing_ok=True)  # renaming one name of a file to another of its names does nothing
+
+
+def remove_orphans(path: Path) -> None:
+    """Remove what processes that died while they wrote to `path` have left beside it."""
+    for orphan in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError):
+            with open(orphan, "r+b") as file:
+                dead = try_lock(file)
+            if dead:
+                os.remove(orphan)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename last through a power failure; Windows and some file systems have no such call."""
+    if sys.platform != "win32":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            with suppress(OSError):
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _umask() -> int:
+    """Return the process's file-creation mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def hold_lock(path: Path, doing: str) -> Iterator[None]:
+    """Hold the lock that is the file `path`, and remove it at the end.
+
+    Raises LockedError where another process holds it, and `doing` says what that does, as "trains in runs/mnist".
+    """
+    file = _open_locked(path, doing)
+    try:
+        file.truncate(0)
+        file.write(str(os.getpid()).encode())
+        file.flush()
+        yield
+    finally:
+        if sys.platform == "win32":  # where an open file cannot be removed
+            file.close()
+        with suppress(OSError):
+            os.remove(path)
+        file.close()
+
+
+def _open_locked(path: Path, doing: str) -> IO[bytes]:
+    while True:
+        file = open(path, "a+b")  # noqa: SIM115
+        try:
+            free = try_lock(file)
+        except OSError:
+            free = True  # a file system that knows no locks: better no lock than no work
+        if free and is_same(file, path):
+            return file
+        file.seek(0)
+        holder = file.read(20).decode("ascii", "replace")
+        file.close()
+        if not free:
+            raise LockedError(f"another process ({holder}) {doing}: wait until it ends, or stop it")
+        # else its last holder removed it a moment ago: once more
+
+
+def is_same(file: IO[bytes], path: Path) -> bool:
+    """Return whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def try_lock(file: IO[bytes]) -> bool:
+    """Lock the file until it is closed, unless another process has."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # the first from Unix, the second from Windows
+        return False
+    return True

@@ -1,0 +1,39 @@
+"""What the last bits of a result depend on beside the program: the libraries, their threads and the processor.
+
+No library of linear algebra promises the same bits on another processor, in another version or with another number of
+threads. So a checkpoint says where it was made, and a run that goes on elsewhere says so.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+
+import numpy as np
+
+from vitnp.parallel import blas_controller
+
+
+def environment() -> dict[str, str]:
+    """Return names and versions, as {"numpy": "2.4.6", "blas": "openblas 0.3.31 SkylakeX, 2 threads", ...}."""
+    libraries = [info for info in blas_controller().info() if info["user_api"] == "blas"]
+    described = (
+        f"{info['internal_api']} {info['version']} {info.get('architecture', '')}".rstrip()
+        + f", {info['num_threads']} threads"
+        for info in libraries
+    )
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "blas": "; ".join(sorted(described)),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Return what is not as it was, as "numpy 2.0.2, was 2.4.6; ...", empty if all is."""
+    return "; ".join(
+        f"{name} {now.get(name, 'unknown')}, was {before.get(name, 'unknown')}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    )
