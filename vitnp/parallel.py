@@ -23,7 +23,9 @@ import numpy as np
 from vitnp.backend import Array, array_module
 from vitnp.context import Context
 from vitnp.cores import usable_cores
+from vitnp.layers import LayerNorm
 from vitnp.losses import softmax_cross_entropy
+from vitnp.nonfinite import check_variances
 from vitnp.optim import Adam, clip_global_norm
 from vitnp.vit import VisionTransformer
 
@@ -46,6 +48,7 @@ class ShardedStep:
     Attributes:
         contexts: of the shards; the first holds the whole gradient after a step.
         correct: how many samples of the last batch were classified right, a scalar on the model's device.
+        norm: of the last step's whole gradient before clipping, a scalar on the model's device.
     """
 
     def __init__(
@@ -71,6 +74,8 @@ class ShardedStep:
         self.clip_norm, self.label_smoothing = math.inf if clip_norm is None else clip_norm, label_smoothing
         self.contexts = [Context(train=True, rng=rng) for _ in range(shards)]
         self.correct: Any = 0
+        self.norm: Any = 0.0
+        self._norms = [layer for layer in model.layers() if isinstance(layer, LayerNorm)]
         self._blas = blas_controller()
         self._threads = ThreadPoolExecutor(shards, thread_name_prefix="vitnp-shard")
 
@@ -78,11 +83,12 @@ class ShardedStep:
         """Train on one batch; return the mean loss before the step, a scalar on the model's device.
 
         images (B, H, W, C) are floats; labels as in `softmax_cross_entropy`, whose errors this raises too.
-        FloatingPointError where the gradient's norm is not finite; then no parameter has changed.
+        FloatingPointError where the gradient's norm is not finite, or the variance in a layer norm; then no parameter
+        has changed. (On a GPU this is not looked at, which would make it wait: there `norm` says so afterwards.)
         `correct` is then the number of samples whose class the network had right.
         """
         loss = self.gradients(images, labels)
-        clip_global_norm(self._flat_grad(self.contexts[0]), self.clip_norm)
+        self.norm = clip_global_norm(self._flat_grad(self.contexts[0]), self.clip_norm)
         self.optimizer.step(self.contexts[0], self._in_parts)
         return loss
 
@@ -101,6 +107,7 @@ class ShardedStep:
 
     def _train(self, ctx: Context, images: Array, labels: Any, batch_size: int) -> tuple[Any, Any]:
         logits = self.model.forward(images, ctx)
+        check_variances(self._norms, ctx)
         loss, dlogits = softmax_cross_entropy(logits, labels, self.label_smoothing, batch_size)
         self.model.backward(dlogits, ctx)
         return loss, _count_correct(logits, labels)

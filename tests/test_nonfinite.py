@@ -1,0 +1,171 @@
+"""NaN and infinity are found in the step where they appear, nothing hides them, and the first tensor is named."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+from helpers import hard_model, images_for, labels_for
+
+import vitnp
+from vitnp.layers import Linear
+from vitnp.nonfinite import first_not_finite
+
+BATCH = 5
+
+
+def named(model, images=None, labels=None, **changes):
+    images = images_for(model) if images is None else images
+    labels = labels_for(model) if labels is None else labels
+    return first_not_finite(model, images, labels, **{"rng": 0, "step": 0, "size": 2, **changes})
+
+
+def test_a_finite_pass_has_none():
+    assert named(hard_model("float32")) is None
+
+
+def test_a_parameter_is_named_before_what_it_makes():
+    model = hard_model("float32")
+    model.blocks[1].attn.qkv.weight[2, 3] = np.nan
+    assert named(model) == "the parameter blocks.1.attn.qkv.weight"
+
+
+def test_an_image_is_named_by_its_number_in_the_batch():
+    model = hard_model("float32")
+    images = images_for(model)
+    images[3, 1, 2, 0] = np.inf
+    assert named(model, images) == "the images, sample 3"
+
+
+def test_an_output_is_named_by_the_innermost_layer_that_made_it():
+    model = hard_model("float32")
+    model.blocks[0].mlp.fc1.weight[...] *= 1e30
+    model.blocks[0].mlp.fc2.weight[...] *= 1e30
+    assert named(model) == "the output of blocks.0.mlp.fc2, sample 0"
+
+
+def test_a_variance_that_overflows_is_named_though_the_output_is_finite():
+    model = hard_model("float32")
+    model.blocks[0].mlp.fc2.bias[0] = 1e25
+    assert named(model) == "the variance in blocks.1.norm1, sample 0"
+
+
+class Overflowing(Linear):
+    """Its output is right, its gradients are infinite."""
+
+    def backward(self, dy, ctx):
+        return super().backward(dy * np.float32(np.inf), ctx)
+
+
+def test_a_gradient_is_named_by_its_parameter():
+    model = hard_model("float32")
+    model.blocks[1].mlp.fc2.__class__ = Overflowing
+    assert named(model) == "the gradient of blocks.1.mlp.fc2.weight"
+
+
+def test_labels_that_do_not_fit_are_not_taken_for_numbers_that_are_not_finite():
+    assert named(hard_model("float32"), labels=np.full(BATCH, 99)) is None
+
+
+def test_looking_leaves_the_model_as_it_was():
+    model = hard_model("float32")
+    before = model.flat.copy()
+    named(model)
+    np.testing.assert_array_equal(model.flat, before)
+    assert all(not {"forward", "backward"} & vars(layer).keys() for layer in model.layers())
+
+
+def test_the_masks_are_those_of_the_step_that_failed():
+    """Only a pass with the masks of its seed and step can find what only they let through."""
+    model, found = hard_model("float32"), set()
+    model.blocks[0].mlp.fc1.weight[...] *= 1e20
+    model.blocks[0].mlp.fc2.weight[...] *= 1e18  # overflows where the mask keeps enough
+    for step in range(20):
+        found.add(named(model, step=step, size=BATCH))
+    assert len(found) > 1
+    assert named(model, step=3) == named(model, step=3)
+
+
+# -- the step ---------------------------------------------------------------------------------------------------------
+
+
+def sharded(model, **options):
+    return vitnp.ShardedStep(model, vitnp.Adam(model), shards=2, **options)
+
+
+def state_of(step):
+    return [step.model.flat.copy(), step.optimizer.m.copy(), step.optimizer.v.copy(), step.optimizer.steps]
+
+
+def spoil_image(step, images):
+    images[3, 0, 0, 0] = np.nan
+
+
+def spoil_weight(step, images):
+    step.model.blocks[0].attn.qkv.weight[1, 1] = np.inf
+
+
+def spoil_gradient(step, images):
+    backward = step.model.classifier.backward
+    step.model.classifier.backward = lambda dy, ctx: backward(dy * np.float32(np.inf), ctx)
+
+
+@pytest.mark.parametrize("spoil", [spoil_image, spoil_weight, spoil_gradient])
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_what_is_not_finite_is_found_in_the_same_step_and_nothing_is_updated(spoil, clip_norm):
+    model = hard_model("float32")
+    step, images, labels = sharded(model, clip_norm=clip_norm), images_for(model), labels_for(model)
+    step.step(images, labels)
+    spoil(step, images)
+    before = copy.deepcopy(state_of(step))
+    with pytest.raises((ValueError, FloatingPointError)):
+        step.step(images, labels)
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(state_of(step), before, strict=True))
+
+
+@pytest.mark.parametrize("layer", ["blocks.0.norm1", "blocks.1.norm2", "norm"])
+def test_a_variance_that_overflows_stops_the_step_and_names_the_layer(layer):
+    model = hard_model("float32")
+    before = {"blocks.0.norm1": model.embeddings.pos_embed, "blocks.1.norm2": model.blocks[1].attn.proj.bias}
+    before.get(layer, model.blocks[1].mlp.fc2.bias)[..., 0] = 1e25
+    with pytest.raises(FloatingPointError, match=f"the variance in {layer} overflows"):
+        sharded(model).step(images_for(model), labels_for(model))
+
+
+def test_the_norm_of_the_step_is_kept():
+    model = hard_model("float32")
+    step = sharded(model, clip_norm=1e-3)
+    step.gradients(images_for(model), labels_for(model))
+    gradients = model.gradients(step.contexts[0]).values()
+    norm = math.sqrt(sum(float((gradient.astype("float64") ** 2).sum()) for gradient in gradients))
+    step.step(images_for(model), labels_for(model))
+    assert float(step.norm) == pytest.approx(norm, rel=1e-5)
+
+
+def test_scores_of_1e37_give_a_finite_loss_and_finite_gradients():
+    model = hard_model("float32")
+    dim, attn = model.config.dim, model.blocks[0].attn
+    attn.qkv.weight[:, : 2 * dim] *= 1e18  # q and k
+    ctx = vitnp.Context(train=True, rng=0)
+    loss, dlogits = vitnp.softmax_cross_entropy(model.forward(images_for(model), ctx), labels_for(model))
+    scores = ctx.saved(attn).q @ ctx.saved(attn).k.swapaxes(-1, -2)
+    assert abs(scores).max() > 1e36  # or the claim would be empty
+    model.backward(dlogits, ctx)
+    assert np.isfinite(loss)
+    assert all(np.isfinite(gradient).all() for gradient in model.gradients(ctx).values())
+
+
+@pytest.mark.parametrize("size", [1e4, -1e4])
+def test_logits_of_1e4_train_on(size):
+    model = hard_model("float32")
+    model.parameters()["head.bias"][1] = size
+    step = sharded(model, clip_norm=1.0)
+    assert np.isfinite(step.step(images_for(model), labels_for(model)))
+    assert np.isfinite(model.flat).all()
+
+
+def test_one_class_has_no_loss_and_trains_on():
+    model = hard_model("float32", num_classes=1)
+    step = sharded(model, clip_norm=1.0)
+    assert float(step.step(images_for(model), np.zeros(BATCH, int))) == 0
+    assert np.isfinite(model.flat).all()
