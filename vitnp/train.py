@@ -6,7 +6,10 @@ hands over:
     raise SystemExit(train.main(parser, load_data, image_fields))
 
 A run is a pure function of its settings: the order of the data, its augmentation and the dropout masks follow from the
-seed and the step, so a run that was stopped and resumed ends with the same bits as one that never stopped.
+seed and the step, so a run that was stopped or killed and resumed ends with the same bits as one that never stopped.
+
+In its folder are checkpoint.safetensors, the run at its last save; checkpoint.previous.safetensors, at the one before;
+best.safetensors, the model of the epoch with the best accuracy on the validation images; and metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -23,10 +26,10 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 
@@ -34,8 +37,13 @@ from vitnp.backend import DeviceError
 from vitnp.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from vitnp.cores import usable_cores
 from vitnp.data import Augmentation, Batches, DataNotice, Dataset, channel_statistics, normalize, prepared_ahead
+from vitnp.data.dataset import whole_number
+from vitnp.durable import hold_lock, remove_orphans, write_atomically
+from vitnp.environment import changes, environment
 from vitnp.inference import evaluate
 from vitnp.inspection import attention_picture, attention_rollout
+from vitnp.metrics import Metrics
+from vitnp.nonfinite import first_not_finite
 from vitnp.optim import Adam
 from vitnp.parallel import ShardedStep
 from vitnp.schedules import DECAYS, warmup_decay
@@ -48,11 +56,24 @@ PLACES = (
     "mirror",
     "download",
     "device",
+    "save_every",
     "debug",
 )  # options that say where a run happens, not what it is
 PICTURED = 16  # test images in the picture of attention
-CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.jsonl"
-RESULTS = (CHECKPOINT, METRICS, "attention.png", "curves.png")
+CHECKPOINT, PREVIOUS, BEST = "checkpoint.safetensors", "checkpoint.previous.safetensors", "best.safetensors"
+METRICS, FAILED = "metrics.jsonl", "failed_step.json"
+RESULTS = (CHECKPOINT, PREVIOUS, BEST, METRICS, FAILED, "attention.png", "curves.png")
+NOTHING_SEEN = {"loss": 0.0, "correct": 0, "images": 0}
+RUN = (
+    "script",
+    "settings",
+    "seen",
+    "images",
+    "seconds",
+    "data",
+    "best",
+    "metrics",
+)  # what a checkpoint says of its run
 
 Loader = Callable[[argparse.Namespace], tuple[Dataset, Dataset]]
 ImageFields = Callable[[argparse.Namespace], dict[str, Any]]
@@ -134,6 +155,7 @@ def training_parser(description: str, **defaults: Any) -> TrainingParser:
     places = parser.add_argument_group("places")
     places.add_argument("--out", type=Path, help="folder for results; a number is added if it holds a run")
     places.add_argument("--resume", type=Path, help="checkpoint of a stopped run, whose settings and folder apply")
+    places.add_argument("--save-every", type=float, default=60.0, help="seconds between checkpoints, 0 for every step")
     places.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs CuPy and an NVIDIA GPU")
     places.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(**defaults)
@@ -196,21 +218,36 @@ def _notices() -> Iterator[None]:
 
 def _train(parser: TrainingParser, args: argparse.Namespace, load_data: Loader, image_fields: ImageFields) -> int:
     started = time.perf_counter()
-    checkpoint = load_checkpoint(args.resume, args.device) if args.resume else None
-    if checkpoint is not None:
-        _take_settings(parser, args, checkpoint)
-        model, optimizer = checkpoint.model, cast(Adam, checkpoint.optimizer)
-    else:
-        # Before any data is loaded.
-        _check_options(args)
-        model = VisionTransformer(_make_config(args, image_fields(args)), rng=args.seed).to_device(args.device)
-        optimizer = Adam(model, args.lr, weight_decay=args.weight_decay)
-    trainer = Trainer(model, optimizer, *load_data(args), args)
-    if checkpoint is not None:
-        trainer.restore(args.resume.parent, checkpoint.progress)
-    else:
-        trainer.folder = _claim_folder(args.out)
-    return trainer.run(started)
+    if args.resume:
+        with _lock(args.resume.parent):
+            checkpoint = _load_run(args.resume, args.device)
+            _take_settings(parser, args, checkpoint)
+            trainer = Trainer(checkpoint.model, cast(Adam, checkpoint.optimizer), *load_data(args), args)
+            trainer.restore(args.resume, checkpoint)
+            return trainer.run(started)
+    config = _check_options(args, image_fields)  # before any data is loaded
+    model = VisionTransformer(config, rng=args.seed).to_device(args.device)
+    trainer = Trainer(model, Adam(model, args.lr, weight_decay=args.weight_decay), *load_data(args), args)
+    folder = _claim_folder(args.out)
+    with _lock(folder):
+        trainer.begin(folder)
+        return trainer.run(started)
+
+
+def _lock(folder: Path) -> AbstractContextManager[None]:
+    """The lock of a run's folder; where there is no such folder, whatever is to be read there will say so."""
+    return hold_lock(folder / ".lock", f"trains in {folder}") if folder.is_dir() else nullcontext()
+
+
+def _load_run(path: Path, device: str) -> Checkpoint:
+    """Return the checkpoint; where it is damaged, say that the one before it is there."""
+    try:
+        return load_checkpoint(path, device)
+    except CheckpointError as error:
+        previous = path.with_name(PREVIOUS)
+        if path.name != CHECKPOINT or not previous.exists():
+            raise
+        raise CheckpointError(f"{error}; the one saved before it is {previous}: resume from that") from error
 
 
 def _make_config(args: argparse.Namespace, images: dict[str, Any]) -> ViTConfig:
@@ -218,10 +255,10 @@ def _make_config(args: argparse.Namespace, images: dict[str, Any]) -> ViTConfig:
     return ViTConfig(num_heads=args.heads, **{name: getattr(args, name) for name in names}, **images)
 
 
-def _check_options(args: argparse.Namespace) -> None:
-    """Raise ValueError that names the option whose value cannot be."""
+def _check_options(args: argparse.Namespace, image_fields: ImageFields) -> ViTConfig:
+    """Return the network's configuration, or raise ValueError that names the option whose value cannot be."""
     at_least = dict.fromkeys(("epochs", "batch_size", "held_out", "shards", "micro_batch", "images"), 1)
-    at_least |= dict.fromkeys(("seed", "warmup_epochs", "weight_decay", "label_smoothing"), 0)
+    at_least |= dict.fromkeys(("seed", "warmup_epochs", "weight_decay", "label_smoothing", "save_every"), 0)
     for name, least in at_least.items():
         value = getattr(args, name, None)
         if value is not None and not least <= value < math.inf:
@@ -235,6 +272,9 @@ def _check_options(args: argparse.Namespace) -> None:
     if not args.label_smoothing < 1:
         raise ValueError(f"--label-smoothing is {args.label_smoothing}; it must be below 1")
     _augmentation(args)
+    config = _make_config(args, image_fields(args))
+    whole_number("--shift", args.shift, 0, min(config.image_size) - 1)
+    return config
 
 
 def _augmentation(args: argparse.Namespace) -> Augmentation:
@@ -248,23 +288,26 @@ def _option(name: str) -> str:
 def _take_settings(parser: TrainingParser, args: argparse.Namespace, checkpoint: Checkpoint) -> None:
     """Give `args` the settings of the run that resumes; refuse a command line that says otherwise."""
     progress = checkpoint.progress
-    if checkpoint.optimizer is None or not {"script", "settings", "seen", "images", "seconds"} <= progress.keys():
+    if checkpoint.optimizer is None or not progress.keys() >= set(RUN):
         raise CheckpointError(f"{args.resume}: holds a model, but no run that could be resumed")
     script, settings = progress["script"], progress["settings"]
     if script != Path(sys.argv[0]).name:
         raise CheckpointError(f"{args.resume}: a run of {script}, which alone can resume it")
-    if args.resume.name != CHECKPOINT:
+    if args.resume.name not in (CHECKPOINT, PREVIOUS):
         raise ValueError(
             f"--resume is {args.resume}, but a run goes on in the folder of its {CHECKPOINT}: to go on from a copy, "
             "put it into another folder, under that name"
         )
     if "out" in parser.given:
         raise ValueError(f"--out is {args.out}, but a run resumes in its own folder: leave it out")
+    others = [
+        f"{_option(name)} is {parser.given[name]}, but the run to resume has {value}"
+        for name, value in settings.items()
+        if parser.given.get(name, value) != value
+    ]
+    if others:
+        raise ValueError(f"{'; '.join(others)}: leave {'it' if len(others) == 1 else 'them'} out")
     for name, value in settings.items():
-        if parser.given.get(name, value) != value:
-            raise ValueError(
-                f"{_option(name)} is {parser.given[name]}, but the run to resume has {value}: leave it out"
-            )
         setattr(args, name, value)
 
 
@@ -281,9 +324,10 @@ def _claim_folder(folder: Path) -> Path:
 
 
 class Trainer:
-    """One training run: a model, its data, and the `folder` that it writes to."""
+    """One training run: a model, its data, and the `folder` that it writes to, which `begin` or `restore` tells it."""
 
     folder: Path
+    metrics: Metrics
 
     def __init__(
         self,
@@ -294,8 +338,10 @@ class Trainer:
         args: argparse.Namespace,
     ) -> None:
         self.model, self.optimizer, self.args = model, optimizer, args
-        fit_set, self.validation = train_set.split(args.held_out, args.seed)
+        self.fit_indices, held_out = train_set.split_indices(args.held_out, args.seed)
+        fit_set, self.validation = train_set.subset(self.fit_indices), train_set.subset(held_out)
         self.test, (mean, std) = test_set, channel_statistics(fit_set.images)
+        self.data = {"training": train_set.digest(), "test": test_set.digest()}
         options = {"seed": args.seed, "mean": mean, "std": std}
         self.batches = Batches(fit_set, args.batch_size, augmentation=_augmentation(args), **options)
         self.total_steps = args.epochs * self.batches.steps_per_epoch
@@ -308,8 +354,10 @@ class Trainer:
             label_smoothing=args.label_smoothing,
             rng=args.seed,
         )
-        self.seen = {"loss": 0.0, "correct": 0, "images": 0}  # sums over the epoch so far
+        self.seen = dict(NOTHING_SEEN)  # sums over the epoch so far; not nothing until it is validated
         self.images, self.seconds = 0, 0.0  # trained on and spent in steps, over the whole run
+        self.best = {"epoch": 0, "accuracy": -1.0}
+        self.saved_steps, self.saved_at, self.unsaved = 0, -math.inf, True
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -317,26 +365,45 @@ class Trainer:
         """Train to the end, test once, and return the exit status; SIGINT and SIGTERM stop it after a step."""
         self._print_head()
         with _Stop() as stop:
-            while self.optimizer.steps < self.total_steps:
-                self._epoch(stop)
-                self.save()
-                if stop.signal and self.optimizer.steps < self.total_steps:
-                    return self._say_how_to_resume(stop.signal)
-        loss, accuracy = self.evaluate(self.test)
-        self._record(test_loss=loss, test_accuracy=accuracy)
-        self._draw_attention()
-        _draw_curves(self.folder)
-        print(f"\nresults in {self.folder}: {', '.join(sorted(path.name for path in self.folder.iterdir()))}")
+            try:
+                while self.optimizer.steps < self.total_steps or self.seen["images"]:
+                    self._epoch(stop)
+                with stop.at_once():
+                    loss, accuracy = self.evaluate(self.test)
+            except _Stopped:
+                if self.unsaved:
+                    self.save()
+                return self._say_how_to_resume(stop.signal)
+        unwritten = self._write_results(test_loss=loss, test_accuracy=accuracy)
+        shown = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
+        print(f"\nresults in {self.folder}: {', '.join(shown)}")
         wall = time.perf_counter() - started
         print(f"test accuracy {100 * accuracy:.2f} %  ({len(self.test)} images; {wall:.1f} s in all)")
+        if unwritten is not None:
+            raise unwritten
         return 0
+
+    def _write_results(self, **test: float) -> OSError | None:
+        """Write what is left to write at the end; what hinders it is returned, for the result is to be told anyway."""
+        try:
+            if self.unsaved:  # for want of room after the last epoch
+                self.save()
+            self.metrics.add(step=self.optimizer.steps, **test)
+            self.metrics.flush()
+            self._draw_attention()
+            _draw_curves(self.folder)
+        except OSError as error:
+            return error
+        return None
 
     def _epoch(self, stop: _Stop) -> None:
         """Take the steps that are left of the current epoch, then validate; a stop leaves it after a step."""
         from tqdm import tqdm
 
         per_epoch = self.batches.steps_per_epoch
-        epoch, done = divmod(self.optimizer.steps, per_epoch)
+        # Until it is validated, an epoch whose steps are all done is the current one.
+        epoch = (self.optimizer.steps - (self.seen["images"] > 0)) // per_epoch
+        done = self.optimizer.steps - epoch * per_epoch
         look = {"desc": f"epoch {epoch + 1}", "bar_format": "{desc} {percentage:3.0f}% |{bar:10}|{postfix}"}
         with tqdm(total=per_epoch, initial=done, leave=False, disable=None, **look) as bar:
             for images, labels in prepared_ahead(self.batches.epoch(epoch, start=done)):
@@ -344,37 +411,71 @@ class Trainer:
                 bar.update()
                 bar.set_postfix(self._running(), refresh=False)
                 if stop.signal:
-                    break
-        if self.optimizer.steps % per_epoch == 0:
-            self._end_epoch(epoch)
+                    raise _Stopped
+                if time.monotonic() - self.saved_at >= self.args.save_every:
+                    self._try_to_save()
+        self._end_epoch(epoch, stop)
 
     def _one_step(self, images: np.ndarray, labels: np.ndarray) -> None:
-        start = time.perf_counter()
+        start, number = time.perf_counter(), self.optimizer.steps + 1
         self.optimizer.lr = self._rate(self.optimizer.steps)
+        self.unsaved = True
         try:
-            loss = float(self.step.step(images, labels))
+            loss, norm = float(self.step.step(images, labels)), float(self.step.norm)
+            if not math.isfinite(loss + norm):  # on a GPU it shows here only
+                raise FloatingPointError(f"the loss is {loss}, the gradient's norm {norm}")
         except (FloatingPointError, ValueError) as error:
-            raise type(error)(f"step {self.optimizer.steps + 1}: {error}") from error
+            self._give_up(number, error, images, labels)
         self.seen["loss"] += loss * len(images)
         self.seen["correct"] += int(self.step.correct)
         self.seen["images"] += len(images)
         self.images += len(images)
         self.seconds += time.perf_counter() - start
-        self._record(loss=loss, accuracy=int(self.step.correct) / len(images), lr=self.optimizer.lr)
+        accuracy = int(self.step.correct) / len(images)
+        self.metrics.add(step=number, loss=loss, accuracy=accuracy, lr=self.optimizer.lr)
 
-    def _end_epoch(self, epoch: int) -> None:
+    def _give_up(
+        self, number: int, error: ValueError | FloatingPointError, images: np.ndarray, labels: Any
+    ) -> NoReturn:
+        """Raise `error` with what was the first bad tensor; save the batch's indices and the state before the step."""
+        first = None
+        if self.optimizer.steps < number:  # else the parameters, on a GPU, have changed already
+            size = self.args.micro_batch or -(-len(images) // self.step.shards)
+            options = {"rng": self.args.seed, "step": self.optimizer.steps, "size": size}
+            smoothing = self.args.label_smoothing
+            first = first_not_finite(self.model, images, labels, label_smoothing=smoothing, **options)
+        epoch, batch = divmod(number - 1, self.batches.steps_per_epoch)
+        indices = self.fit_indices[self.batches.indices(epoch, batch)].tolist()
+        note = {"step": number, "epoch": epoch + 1, "error": str(error), "first": first, "training_images": indices}
+        with suppress(OSError, ValueError):  # no room; or parameters that are not finite, which are not to be kept
+            write_atomically(self.folder / FAILED, json.dumps(note).encode())
+            self.save()
+        named = f"; the first that is not finite is {first}" if first else ""
+        raise type(error)(
+            f"step {number}: {error}{named}; its batch is in {self.folder / FAILED}, the state of step "
+            f"{self.saved_steps} in {self.folder / CHECKPOINT}"
+        ) from error
+
+    def _end_epoch(self, epoch: int, stop: _Stop) -> None:
         images, speed = self.seen["images"], self._speed()
         train = self.seen["loss"] / images, self.seen["correct"] / images
-        validation = self.evaluate(self.validation)
-        self._record(epoch=epoch + 1, validation_loss=validation[0], validation_accuracy=validation[1])
+        with stop.at_once():
+            validation = self.evaluate(self.validation)
+        result = {"epoch": epoch + 1, "validation_loss": validation[0], "validation_accuracy": validation[1]}
+        self.metrics.add(step=self.optimizer.steps, **result)
+        self.seen = dict(NOTHING_SEEN)
+        self._keep_if_best(epoch + 1, validation[1])
+        self._try_to_save()
         numbers = f"{train[0]:10.4f} {100 * train[1]:8.2f} % {validation[0]:10.4f} {100 * validation[1]:8.2f} %"
         print(f"{epoch + 1:5d} {numbers} {self.optimizer.lr:9.2e} {speed:9,.0f} {self.seconds:8.1f}", flush=True)
-        self.seen = {"loss": 0.0, "correct": 0, "images": 0}
 
     def evaluate(self, dataset: Dataset) -> tuple[float, float]:
-        """Return the mean loss and the accuracy in [0, 1], dropout off."""
+        """Return the mean loss and the accuracy in [0, 1], dropout off; ValueError where they would not be finite."""
         mean, std = self.batches.mean, self.batches.std
-        found = evaluate(self.model, dataset.images, dataset.labels, mean=mean, std=std)
+        try:
+            found = evaluate(self.model, dataset.images, dataset.labels, mean=mean, std=std)
+        except ValueError as error:
+            raise ValueError(f"after step {self.optimizer.steps}, {dataset.name}: {error}") from error
         return found.loss, found.accuracy
 
     def _rate(self, step: int) -> float:
@@ -421,40 +522,86 @@ class Trainer:
 
     # -- what it writes ---------------------------------------------------------------------------------------------
 
-    def _record(self, **values: float) -> None:
-        with open(self.folder / METRICS, "a") as file:
-            file.write(json.dumps({"step": self.optimizer.steps, **values}) + "\n")
-
     def save(self) -> None:
-        """Write checkpoint.safetensors, from which the run resumes."""
-        settings = {name: value for name, value in vars(self.args).items() if name not in PLACES}
-        mean, std = self.batches.mean, self.batches.std
-        progress = {
+        """Write checkpoint.safetensors, from which the run resumes, and keep the one before it.
+
+        Raises OSError, which says what is saved; the checkpoint there is then as it was.
+        """
+        path = self.folder / CHECKPOINT
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.metrics.flush()  # first: a checkpoint must not know more than the metrics do
+            save_checkpoint(path, self.model, self.optimizer, self._progress(), previous=self.folder / PREVIOUS)
+        except OSError as error:
+            raise OSError(
+                f"{path}: step {self.optimizer.steps} could not be saved ({error.strerror or error}), that of step "
+                f"{self.saved_steps} is the last: make room, or make the folder writable"
+            ) from error
+        self.saved_steps, self.unsaved = self.optimizer.steps, False
+
+    def _try_to_save(self) -> None:
+        """Save; a disk that is full, or gone, does not end the run, which saves again later."""
+        try:
+            self.save()
+        except OSError as error:
+            print(f"warning: {error}; training goes on", file=sys.stderr)
+        self.saved_at = time.monotonic()
+
+    def _keep_if_best(self, epoch: int, accuracy: float) -> None:
+        """Write best.safetensors, which holds the model alone, where no epoch has been better."""
+        if accuracy <= self.best["accuracy"]:
+            return
+        before, self.best = self.best, {"epoch": epoch, "accuracy": accuracy}
+        try:
+            save_checkpoint(self.folder / BEST, self.model, progress=self._progress())
+        except OSError as error:
+            self.best = before
+            print(f"warning: {self.folder / BEST}: not written ({error.strerror or error})", file=sys.stderr)
+
+    def _progress(self) -> dict[str, Any]:
+        return {
             "script": Path(sys.argv[0]).name,
-            "settings": settings,
+            "settings": {name: value for name, value in vars(self.args).items() if name not in PLACES},
             "seen": self.seen,
             "images": self.images,
             "seconds": self.seconds,
+            "data": self.data,
+            "best": self.best,
+            "metrics": self.metrics.lines,
             "classes": self.batches.dataset.class_names,
-            "mean": mean,
-            "std": std,
+            "mean": self.batches.mean,
+            "std": self.batches.std,
         }
-        save_checkpoint(self.folder / CHECKPOINT, self.model, self.optimizer, progress)
 
-    def restore(self, folder: Path, progress: dict[str, Any]) -> None:
-        """Go on in `folder` where a checkpoint was saved: also drop what metrics.jsonl has beyond it."""
-        if [progress.get("mean"), progress.get("std")] != [list(self.batches.mean), list(self.batches.std)]:
-            raise CheckpointError(
-                f"{folder / CHECKPOINT}: a run on other images than these, by their mean and deviation"
-            )
-        self.folder = folder
+    def begin(self, folder: Path) -> None:
+        """Begin a run in `folder`, with a checkpoint of step 0: whenever it is killed, there is one to resume from."""
+        self.folder, self.metrics = folder, Metrics(folder / METRICS)
+        self.save()
+        self.saved_at = time.monotonic()
+
+    def restore(self, path: Path, checkpoint: Checkpoint) -> None:
+        """Go on where the checkpoint at `path` was saved, and drop what was written to its folder since.
+
+        Raises CheckpointError, and changes nothing, where the data are others.
+        """
+        progress, self.folder = checkpoint.progress, path.parent
+        for name, digest in self.data.items():
+            if (expected := progress["data"].get(name)) != digest:
+                raise CheckpointError(
+                    f"{path}: a run on other images: the {name} set has SHA-256 {digest}, expected {expected}: "
+                    "give the data that it began with"
+                )
+        if changed := changes(checkpoint.environment, environment()):
+            print(f"notice: results will agree to rounding, not bit for bit: {changed}", file=sys.stderr)
+        for name in (CHECKPOINT, PREVIOUS, BEST):
+            remove_orphans(self.folder / name)
+        if path.name == PREVIOUS:
+            os.replace(path, self.folder / CHECKPOINT)  # the one after it is given up
         self.seen, self.images, self.seconds = progress["seen"], progress["images"], progress["seconds"]
-        metrics = folder / METRICS
-        if metrics.exists():
-            lines = metrics.read_text().splitlines(keepends=True)
-            kept = folder / "metrics.jsonl.new"
-            kept.write_text("".join(line for line in lines if _belongs(line, self.optimizer.steps)))
-            kept.replace(metrics)
+        self.best, self.metrics = progress["best"], Metrics(self.folder / METRICS)
+        if missing := self.metrics.go_on(progress["metrics"]):
+            print(f"notice: {self.metrics.path} lacks {missing} lines that the run had written", file=sys.stderr)
+        self.saved_steps, self.saved_at, self.unsaved = self.optimizer.steps, time.monotonic(), False
 
     def _draw_attention(self) -> None:
         images, names = self.test.images[:PICTURED], self.test.class_names
@@ -464,15 +611,6 @@ class Trainer:
             for guess, label in zip(logits.argmax(-1), self.test.labels[:PICTURED], strict=True)
         ]
         attention_picture(images, maps, captions, self.folder / "attention.png", columns=4)
-
-
-def _belongs(line: str, steps: int) -> bool:
-    """Return whether a line of metrics.jsonl is whole and from before the checkpoint; the test comes after it."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return False  # the last line of a run that was cut off while it wrote
-    return row["step"] <= steps and "test_loss" not in row
 
 
 def _draw_curves(folder: Path) -> None:
@@ -496,11 +634,16 @@ def _draw_curves(folder: Path) -> None:
     figure.savefig(folder / "curves.png", dpi=120)
 
 
+class _Stopped(Exception):
+    """A signal came, and what had to be finished is."""
+
+
 class _Stop:
-    """While it is entered, the first SIGINT or SIGTERM is noted in `signal`; a second one acts as always."""
+    """While it is entered, the first SIGINT or SIGTERM is noted in `signal`; a second one ends the process at once."""
 
     def __init__(self) -> None:
         self.signal = 0
+        self._at_once = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Stop:
@@ -512,7 +655,22 @@ class _Stop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Meanwhile a signal raises _Stopped wherever the program is: for work that changes nothing."""
+        self._at_once = True
+        try:
+            if self.signal:
+                raise _Stopped
+            yield
+        finally:
+            self._at_once = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            os._exit(128 + number)  # no clean-up: every file is whole at any moment
         self.signal = number
-        self.__exit__()
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr)
+        with suppress(OSError):  # not print, which may be what was interrupted
+            os.write(2, b"\nstopping after this step; once more to stop at once\n")
+        if self._at_once:
+            raise _Stopped

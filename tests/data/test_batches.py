@@ -173,6 +173,12 @@ def test_starting_late_gives_exactly_the_batches_of_an_uninterrupted_epoch(seed,
     assert [(a.tobytes(), b.tobytes()) for a, b in whole] == [(a.tobytes(), b.tobytes()) for a, b in resumed]
 
 
+def test_indices_say_which_images_are_in_a_batch():
+    of = batches()
+    for step, (_, labels) in enumerate(of.epoch(2)):
+        np.testing.assert_array_equal(of.dataset.labels[of.indices(2, step)], labels)
+
+
 def test_skipped_steps_are_not_computed(monkeypatch):
     computed = []
     monkeypatch.setattr(Augmentation, "change", lambda self, images, rng: computed.append(1) or images)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,25 @@ def test_split_of_another_seed_is_another():
 def test_split_refuses_to_leave_one_side_empty(held_out):
     with pytest.raises(DataError, match=f"held_out is {held_out}; expected an integer from 1 to 19"):
         dataset().split(held_out, seed=0)
+
+
+def test_split_indices_say_which_images_are_in_each_part():
+    made = dataset(9)
+    rest, held_out = made.split(3, seed=0)
+    for part, indices in zip((rest, held_out), made.split_indices(3, seed=0), strict=True):
+        np.testing.assert_array_equal(part.images, made.images[indices])
+
+
+def test_a_digest_is_that_of_images_labels_and_names_and_of_nothing_else():
+    made = dataset(9)
+    digest = made.digest()
+    images, labels = made.images.copy(), made.labels.copy()
+    images[8, 0, 0, 0] ^= 1
+    labels[8] = (labels[8] + 1) % len(made.class_names)
+    names = (*made.class_names[:-1], "other")
+    others = [replace(made, images=images), replace(made, labels=labels), replace(made, class_names=names)]
+    assert len({digest, *(other.digest() for other in others)}) == 4
+    assert replace(made, name="other", images=np.asfortranarray(made.images)).digest() == digest
 
 
 def test_streams_of_one_seed_do_not_repeat_each_other_when_a_key_ends_in_zero():

@@ -148,6 +148,7 @@ def test_resuming_with_another_setting_is_refused(finished):
         (["--label-smoothing", "1"], "--label-smoothing is 1.0; it must be below 1"),
         (["--crop", "2"], "crop is 2.0; expected a number from 0.01 to 1"),
         (["--clip-norm", "0"], "--clip-norm is 0.0; it must be above 0"),
+        (["--save-every", "-1"], "--save-every is -1.0; it must be 0 or more, and finite"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_1(tmp_path, options, message):
@@ -173,23 +174,33 @@ def test_a_copy_of_a_checkpoint_does_not_go_on_in_the_folder_of_the_run(finished
     assert all(path.read_bytes() == content for path, content in before.items() if path != copy)
 
 
-def test_a_run_is_not_resumed_on_other_images(finished, tmp_path):
+def changed_copy(folder, to, **changes):
+    """A copy of a run's checkpoint, alone in a folder, that says other things of its run."""
     import vitnp
 
-    loaded = vitnp.load_checkpoint(finished[1] / "checkpoint.safetensors")
-    progress = {**loaded.progress, "mean": [0.5]}
-    vitnp.save_checkpoint(tmp_path / "checkpoint.safetensors", loaded.model, loaded.optimizer, progress)
+    loaded = vitnp.load_checkpoint(folder / "checkpoint.safetensors")
+    progress = {**loaded.progress, **changes}
+    progress = {name: value for name, value in progress.items() if value is not None}
+    vitnp.save_checkpoint(to / "checkpoint.safetensors", loaded.model, loaded.optimizer, progress)
+
+
+@pytest.mark.parametrize("part", ["training", "test"])
+def test_a_run_is_not_resumed_on_other_images(finished, tmp_path, part):
+    import vitnp
+
+    data = vitnp.load_checkpoint(finished[1] / "checkpoint.safetensors").progress["data"]
+    changed_copy(finished[1], tmp_path, data={**data, part: "other"})
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
     failed = run("train_digits.py", "--resume", "checkpoint.safetensors", cwd=tmp_path, status=1)
-    assert "a run on other images than these" in failed.stderr
+    expected = f"a run on other images: the {part} set has SHA-256 {data[part]}, expected other"
+    assert failed.stderr.startswith(f"error: checkpoint.safetensors: {expected}")
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("missing", ["script", "settings", "seen", "images", "seconds"])
+@pytest.mark.parametrize("missing", ["script", "settings", "seen", "images", "seconds", "data", "best", "metrics"])
 def test_a_checkpoint_that_lacks_a_part_of_its_run_is_not_resumed(finished, tmp_path, missing):
-    import vitnp
-
-    loaded = vitnp.load_checkpoint(finished[1] / "checkpoint.safetensors")
-    progress = {name: value for name, value in loaded.progress.items() if name != missing}
-    vitnp.save_checkpoint(tmp_path / "checkpoint.safetensors", loaded.model, loaded.optimizer, progress)
+    changed_copy(finished[1], tmp_path, **{missing: None})
     failed = run("train_digits.py", "--resume", "checkpoint.safetensors", cwd=tmp_path, status=1)
     assert failed.stderr == "error: checkpoint.safetensors: holds a model, but no run that could be resumed\n"
 

@@ -63,12 +63,19 @@ class Batches:
         order = self._order(epoch)
         return (self._batch(order, epoch, step) for step in range(start, self.steps_per_epoch))
 
+    def indices(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """Which images of the dataset are in a batch, in its order."""
+        return self._chosen(self._order(epoch), step)
+
+    def _chosen(self, order: NDArray[np.int64], step: int) -> NDArray[np.int64]:
+        return order[step * self.batch_size : (step + 1) * self.batch_size]
+
     def _order(self, epoch: int) -> NDArray[np.int64]:
         count = len(self.dataset)
         return random_stream(self.seed, ORDER, epoch).permutation(count) if self.shuffle else np.arange(count)
 
     def _batch(self, order: NDArray[np.int64], epoch: int, step: int) -> tuple[NDArray, NDArray]:
-        chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+        chosen = self._chosen(order, step)
         images, labels = self.dataset.images[chosen], self.dataset.labels[chosen]
         images = self.augmentation.change(images, random_stream(self.seed, CHANGE, epoch, step))
         images = normalize(images, self.mean, self.std, self.dtype)

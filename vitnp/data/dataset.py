@@ -6,6 +6,7 @@ Whatever is wrong with them is found when a Dataset is built, not in the middle 
 
 from __future__ import annotations
 
+import hashlib
 import operator
 import os
 import sys
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PathLike: TypeAlias = str | os.PathLike[str]
+CHUNK = 1024  # images that are hashed at a time
 
 
 class DataError(ValueError):
@@ -53,9 +55,22 @@ class Dataset:
 
     def split(self, held_out: int, seed: int) -> tuple[Dataset, Dataset]:
         """(the rest, `held_out` random images): disjoint, in the old order, a pure function of `seed`."""
+        rest, held = self.split_indices(held_out, seed)
+        return self.subset(rest), self.subset(held)
+
+    def split_indices(self, held_out: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which images `split` puts into each part."""
         held_out = whole_number("held_out", held_out, 1, len(self) - 1)
         order = random_stream(seed).permutation(len(self))
-        return self.subset(np.sort(order[held_out:])), self.subset(np.sort(order[:held_out]))
+        return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+    def digest(self) -> str:
+        """The SHA-256 of images, labels and class names: another one means other data."""
+        digest = hashlib.sha256(f"{self.images.shape} {self.class_names}".encode())
+        for start in range(0, len(self), CHUNK):  # which need not lie in order in memory
+            digest.update(np.ascontiguousarray(self.images[start : start + CHUNK]).data)
+        digest.update(np.ascontiguousarray(self.labels, "<i8").data)
+        return digest.hexdigest()
 
 
 def _check_images(images: NDArray[np.uint8], name: str) -> None:
