@@ -73,6 +73,15 @@ def test_no_file_imports_what_is_no_dependency(path):
 LAYER_FILES = sorted((PACKAGE / "layers").glob("*.py"))
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_in_the_package_can_run_what_a_file_says(path):
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    assert not {"eval", "exec", "extractall", "extract"} & set(names(path))
+    called = [node for node in nodes if isinstance(node, ast.Attribute) and node.attr in ("load", "loads")]
+    assert {ast.unparse(node) for node in called} <= {"json.loads", "_Unpickler(content).load"}
+    assert not [node for node in nodes if isinstance(node, ast.keyword) and node.arg == "allow_pickle"]
+
+
 @pytest.mark.parametrize("path", LAYER_FILES, ids=lambda path: path.name)
 def test_no_layer_names_a_dtype_or_a_function_that_loses_imaginary_parts(path):
     assert not {"float32", "float64", "var", "std", "linalg", "vdot", "hypot"} & set(names(path))

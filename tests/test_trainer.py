@@ -8,6 +8,7 @@ import sys
 import threading
 from contextlib import nullcontext
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -82,6 +83,13 @@ def assert_same_run(folder, other):
             np.testing.assert_array_equal(a.optimizer.v, b.optimizer.v)
             assert (a.optimizer.steps, a.optimizer.lr) == (b.optimizer.steps, b.optimizer.lr)
     assert (folder / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_pictures():
+    """Pictures take longer than these runs, and are tested with the scripts."""
+    with mock.patch.object(train.Trainer, "_draw_attention"), mock.patch.object(train, "_draw_curves"):
+        yield
 
 
 @pytest.fixture(scope="module")
