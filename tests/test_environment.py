@@ -3,6 +3,7 @@
 import platform
 
 import numpy as np
+import pytest
 from threadpoolctl import threadpool_limits
 
 from vitnp.environment import changes, environment
@@ -14,6 +15,7 @@ def test_numpy_python_and_the_machine_are_named():
     assert platform.machine() in found["machine"]
 
 
+@pytest.mark.skipif(not environment()["blas"], reason="threadpoolctl does not know this BLAS")
 def test_the_threads_of_blas_are_those_of_now():
     with threadpool_limits(1, user_api="blas"):
         one = environment()["blas"]

@@ -8,7 +8,7 @@ import pytest
 from helpers import hard_model, images_for, labels_for
 
 import vitnp
-from vitnp.layers import Linear
+from vitnp.layers import LayerNorm, Linear
 from vitnp.nonfinite import first_not_finite
 
 BATCH = 5
@@ -130,6 +130,13 @@ def test_a_variance_that_overflows_stops_the_step_and_names_the_layer(layer):
     before.get(layer, model.blocks[1].mlp.fc2.bias)[..., 0] = 1e25
     with pytest.raises(FloatingPointError, match=f"the variance in {layer} overflows"):
         sharded(model).step(images_for(model), labels_for(model))
+
+
+def test_a_norm_that_takes_no_part_is_not_looked_for():
+    model = hard_model("float32")
+    model.spare = LayerNorm(6)
+    step = sharded(model)
+    assert np.isfinite(step.step(images_for(model), labels_for(model)))
 
 
 def test_the_norm_of_the_step_is_kept():

@@ -113,3 +113,9 @@ def test_other_warnings_go_where_they_always_go(monkeypatch):
         warnings.simplefilter("default")
         train.report_errors(work, debug=False)
     assert seen == ["something else"]
+
+
+def test_there_are_no_curves_of_a_run_that_was_resumed_at_its_end_without_its_metrics(tmp_path):
+    (tmp_path / train.METRICS).write_text('{"step": 12, "test_loss": 0.5, "test_accuracy": 0.9}\n')
+    train._draw_curves(tmp_path)
+    assert not (tmp_path / "curves.png").exists()

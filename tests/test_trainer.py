@@ -376,6 +376,20 @@ def test_a_disk_that_stays_full_ends_in_an_error_after_the_result(tmp_path, disk
     assert vitnp.load_checkpoint(tmp_path / train.CHECKPOINT).optimizer.steps == 0
 
 
+def test_a_disk_that_fills_up_after_the_last_epoch_ends_in_an_error_after_the_result(tmp_path, disk, capsys):
+    trainer = make(tmp_path)
+    evaluate = trainer.evaluate
+
+    def evaluated(dataset):
+        disk.full = dataset is trainer.test
+        return evaluate(dataset)
+
+    trainer.evaluate = evaluated
+    with pytest.raises(OSError, match=r"not everything could be written \(No space left on device\): make room"):
+        trainer.run(0.0)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("test accuracy")
+
+
 def test_a_full_disk_when_a_signal_comes_says_which_step_is_saved(tmp_path, disk, stop_after):
     trainer = make(tmp_path)
     stop_after(trainer, 2)

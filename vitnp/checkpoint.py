@@ -180,6 +180,8 @@ def _read(path: Path) -> tuple[dict[str, Any], Tensors]:
         return meta, tensors
     except CheckpointError:
         raise
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}): check its permissions") from None
     except (SafetensorError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise CheckpointError(f"{path}: no readable checkpoint, it is damaged or cut short: {error}") from None
 

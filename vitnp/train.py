@@ -375,8 +375,9 @@ class Trainer:
                     self.save()
                 return self._say_how_to_resume(stop.signal)
         unwritten = self._write_results(test_loss=loss, test_accuracy=accuracy)
-        shown = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
-        print(f"\nresults in {self.folder}: {', '.join(shown)}")
+        if unwritten is None:
+            shown = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
+            print(f"\nresults in {self.folder}: {', '.join(shown)}")
         wall = time.perf_counter() - started
         print(f"test accuracy {100 * accuracy:.2f} %  ({len(self.test)} images; {wall:.1f} s in all)")
         if unwritten is not None:
@@ -393,7 +394,8 @@ class Trainer:
             self._draw_attention()
             _draw_curves(self.folder)
         except OSError as error:
-            return error
+            reason = f"not everything could be written ({error.strerror}): make room, and resume"
+            return OSError(f"{self.folder}: {reason}") if error.strerror else error
         return None
 
     def _epoch(self, stop: _Stop) -> None:
@@ -443,7 +445,8 @@ class Trainer:
             size = self.args.micro_batch or -(-len(images) // self.step.shards)
             options = {"rng": self.args.seed, "step": self.optimizer.steps, "size": size}
             smoothing = self.args.label_smoothing
-            first = first_not_finite(self.model, images, labels, label_smoothing=smoothing, **options)
+            with suppress(MemoryError):
+                first = first_not_finite(self.model, images, labels, label_smoothing=smoothing, **options)
         epoch, batch = divmod(number - 1, self.batches.steps_per_epoch)
         indices = self.fit_indices[self.batches.indices(epoch, batch)].tolist()
         note = {"step": number, "epoch": epoch + 1, "error": str(error), "first": first, "training_images": indices}
@@ -621,6 +624,8 @@ def _draw_curves(folder: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    if not any("lr" in row for row in rows) or not any("epoch" in row for row in rows):
+        return  # a run that was resumed at its end, without its metrics
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         steps, values = zip(*((row["step"], row[what]) for row in rows if what in row), strict=True)
