@@ -299,6 +299,15 @@ def test_a_file_that_does_not_fit_is_refused_with_the_reason(saved, change, mess
         vitnp.load_checkpoint(path)
 
 
+def test_a_number_beyond_all_floats_is_refused(saved):
+    path, *_ = saved
+    meta, tensors = read(path)
+    description = json.dumps(meta).replace('"lr": 0.01', '"lr": 1e999')
+    save_file(tensors, path, {"vitnp": description, "sha256": hashlib.sha256(description.encode()).hexdigest()})
+    with pytest.raises(vitnp.CheckpointError, match="1e999 in the description; expected finite numbers"):
+        vitnp.load_checkpoint(path)
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_other(saved, monkeypatch):
     path, model, _ = saved
     before = path.read_bytes()

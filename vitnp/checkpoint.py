@@ -21,7 +21,7 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -170,7 +170,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Tensors]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if "vitnp" not in metadata:
             raise CheckpointError(f"{path}: a safetensors file, but not one of vitnp's: it has no such metadata")
-        meta = json.loads(metadata["vitnp"], parse_constant=_refuse_constant)
+        meta = json.loads(metadata["vitnp"], parse_float=_finite, parse_constant=_finite)
         if meta["format"] not in (1, FORMAT):
             raise CheckpointError(
                 f"{path}: format {meta['format']}, written by vitnp {meta.get('vitnp')}; "
@@ -195,8 +195,12 @@ def _check_file(path: Path) -> None:
         raise CheckpointError(f"{path}: no readable checkpoint: the file is empty")
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} in the description; expected finite numbers")
+def _finite(text: str) -> float:
+    """Return a number of the description: JSON as Python reads it may hold NaN, Infinity and 1e999, too."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} in the description; expected finite numbers")
+    return number
 
 
 def _check_digests(path: Path, metadata: dict[str, str], meta: dict[str, Any], tensors: Tensors) -> None:

@@ -67,8 +67,8 @@ def test_help_tells_every_option_with_its_default(run, tmp_path):
 
 def test_the_curve_of_a_network_that_diverges_ends_there():
     class Diverging(vitnp.Adam):
-        def step(self, ctx):
-            super().step(ctx)
+        def step(self, ctx, in_parts=None):
+            super().step(ctx, in_parts)
             self.model.flat[...] = np.nan
 
     bench = runpy.run_path(str(SCRIPT))["Bench"](argparse.Namespace(images=300, seed=0, shards=1, steps=3))
