@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
+import vitnp
 from vitnp.environment import changes, environment
 
 
-def test_numpy_python_and_the_machine_are_named():
+def test_the_program_numpy_python_and_the_machine_are_named():
     found = environment()
+    assert found["vitnp"] == vitnp.__version__
     assert (found["numpy"], found["python"]) == (np.__version__, platform.python_version())
     assert platform.machine() in found["machine"]
 

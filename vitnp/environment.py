@@ -1,4 +1,4 @@
-"""What the last bits of a result depend on beside the program: the libraries, their threads and the processor.
+"""What the last bits of a result depend on: the program, its libraries, their threads and the processor.
 
 No library of linear algebra promises the same bits on another processor, in another version or with another number of
 threads. So a checkpoint says where it was made, and a run that goes on elsewhere says so.
@@ -16,6 +16,8 @@ from vitnp.parallel import blas_controller
 
 def environment() -> dict[str, str]:
     """Return names and versions, as {"numpy": "2.4.6", "blas": "openblas 0.3.31 SkylakeX, 2 threads", ...}."""
+    from vitnp import __version__
+
     libraries = [info for info in blas_controller().info() if info["user_api"] == "blas"]
     described = (
         f"{info['internal_api']} {info['version']} {info.get('architecture', '')}".rstrip()
@@ -23,6 +25,7 @@ def environment() -> dict[str, str]:
         for info in libraries
     )
     return {
+        "vitnp": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "blas": "; ".join(sorted(described)),

@@ -442,7 +442,7 @@ class Trainer:
         """Raise `error` with what was the first bad tensor; save the batch's indices and the state before the step."""
         first = None
         if self.optimizer.steps < number:  # else the parameters, on a GPU, have changed already
-            size = self.args.micro_batch or -(-len(images) // self.step.shards)
+            size = min(self.step.micro_batch or len(images), -(-len(images) // self.step.shards))
             options = {"rng": self.args.seed, "step": self.optimizer.steps, "size": size}
             smoothing = self.args.label_smoothing
             with suppress(MemoryError):
