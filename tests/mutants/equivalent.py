@@ -3,6 +3,8 @@
 _NOT_CHOSEN = "what stands for classes of target 0 is multiplied by that 0: any finite number does"
 _BLOCK = "elements, or rows, do not depend on one another: how many of them are a block decides how fast it is, no more"
 _CHOSEN = "vitnp/losses.py: softmax_cross_entropy: chosen = xp.where(targets == 0, 0, shifted)  ->  "
+_LIMITED = "np.clip(x_, -SATURATED, SATURATED)"
+_WITHIN = f"vitnp/kernels/cpu.py: gelu_tanh: within = x_ if x_ @ x_ < LARGE else {_LIMITED}  ->  within = "
 _STEP = "vitnp/optim.py: step: block = 1 << 15 if array_module(flat) is np else layout.size  ->  "
 
 EQUIVALENT: dict[str, str] = {
@@ -15,6 +17,9 @@ EQUIVALENT: dict[str, str] = {
     _STEP + "block = 1 << 16 if array_module(flat) is np else layout.size": _BLOCK,
     _STEP + "block = 1 << 14 if array_module(flat) is np else layout.size": _BLOCK,
     "vitnp/optim.py: step: if self.weight_decay:  ->  if True:": "without decay the factor is 1 - lr · 0 = 1, exactly",
+    _WITHIN + f"x_ if (x_ @ x_ <= LARGE) else {_LIMITED}": "of a sum that is LARGE itself, either will do",
+    _WITHIN + f"({_LIMITED})": "where nothing overflows, the limits change no digit, but take time",
+    "vitnp/kernels/cpu.py: gelu_tanh: if within is not x_:  ->  if True:": "where nothing was limited, y is as it was",
     "vitnp/kernels/cpu.py: softmax_backward: for dp_, p_, dx_ in _row_blocks(dp.shape[-1], dp, p, dx):  ->  "
     "for dp_, p_, dx_ in _row_blocks(dp.shape[0], dp, p, dx):": _BLOCK,
 }
