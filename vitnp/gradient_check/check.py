@@ -23,7 +23,7 @@ from vitnp.gradient_check.derivatives import METHODS
 from vitnp.gradient_check.hints import start_here
 from vitnp.gradient_check.locate import locate
 from vitnp.gradient_check.measure import Measure
-from vitnp.gradient_check.notes import by_richardson, not_compared
+from vitnp.gradient_check.notes import by_richardson, hardly_seen
 from vitnp.gradient_check.options import check_choice, check_integer, check_smoothing, check_tolerance
 from vitnp.gradient_check.probe import Probe, probe
 from vitnp.gradient_check.problems import DIRECTIONS, FunctionProblem, LayerProblem, LossProblem, Problem, is_array
@@ -121,7 +121,7 @@ def _check(
     rows.sort(key=lambda row: order.index(row.name) if row.name in order else -1)
     locate(checker, _from_input(rows))
     again = settle(rows, checker, tolerance, method == "auto", lambda other, row: other.row(row.name, mode, directions))
-    notes = tried.note, checker.about_noise(), by_richardson(again, tolerance), not_compared(rows)
+    notes = tried.note, checker.about_noise(), by_richardson(again, tolerance), *hardly_seen(rows)
     report.notes = [note for note in notes if note]
     failing = {row.name for row in rows if row.verdict in ("FAIL", "MISSING", "SHAPE")}
     if isinstance(problem, LayerProblem) and len(problem.arrays) > 2:

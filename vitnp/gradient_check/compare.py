@@ -119,15 +119,8 @@ class Checker:
         return self.how.estimate(f, self._step(directions), self.measure.noise)
 
     def _step(self, directions: Mapping[str, Array]) -> float:
-        """A difference's step, by the arrays' own size; by the floor if rounding hides what so small a step shows."""
-        measure, own = self.measure, self.how.step * self.measure.size(directions)
-        scale = math.sqrt(
-            sum(
-                float((self.grads[name] * along * self.grads[name] * along).sum()) for name, along in directions.items()
-            )
-        )
-        hidden = 4 * TRUSTED * max(measure.noise, measure.rounded(directions)) / own > self.wide * scale
-        return max(own, self.how.step * measure.floor) if hidden else own
+        """A difference's step, by the arrays' own size."""
+        return self.how.step * self.measure.size(directions)
 
     def unit(self, name: str, index: int) -> dict[str, Array]:
         """The direction of one element, counted in the flattened array."""
@@ -390,7 +383,7 @@ class Checker:
             row.verdict, row.error, row.hint = "ZERO", 0.0, ""
         elif size.apart > self.tolerance * size.own + bar and self._is_no_rounding(direction):
             row.verdict, row.hint = "INCONCLUSIVE", DIFFERS.format(size.own / max(size.own, largest))
-        elif size.analytic <= NEGLIGIBLE * largest and size.own <= NEGLIGIBLE * largest + bar and not seen:
+        elif max(size.analytic, size.own - min(bar, self.wide * largest)) <= NEGLIGIBLE * largest and not seen:
             row.verdict, row.error, row.hint = "ZERO", 0.0, NOT_COMPARED
         elif bar > self.wide * max(size.own, FLOOR * largest) or coarse:
             row.verdict, row.hint = "INCONCLUSIVE", TOO_WIDE.format(bar / size.own)
@@ -421,12 +414,14 @@ class Checker:
         return min(abs(claimed - numeric), abs(numeric)) > TRUSTED * spread
 
     def spread(self, directions: Mapping[str, Array], numeric: float, jitter: float) -> float:
-        """By how much a derivative changes with the last digits of the arrays: of rounding most, of itself hardly."""
-        normal, arrays = self.measure.normal, self.problem.arrays
+        """By how much a derivative changes with the last digits of arrays and directions: of rounding most."""
         spread = 0.0
         for _ in range(3):
-            start = {name: array * (1 + jitter * normal(array)) for name, array in arrays.items()}
-            spread = max(spread, abs(self.derivative(directions, start=start).value - numeric))
+            start, along = (
+                {name: array * (1 + jitter * self.measure.normal(array)) for name, array in arrays.items()}
+                for arrays in (self.problem.arrays, directions)
+            )
+            spread = max(spread, abs(self.derivative(along, start=start).value - numeric))
         return spread
 
     def _row(self, name: str, checked: str, error: float, worst: int | None, numeric: float) -> Row:

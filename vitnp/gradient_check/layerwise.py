@@ -21,7 +21,7 @@ from vitnp.gradient_check.compare import Checker, only_finite, settle
 from vitnp.gradient_check.derivatives import METHODS
 from vitnp.gradient_check.locate import locate
 from vitnp.gradient_check.measure import Measure
-from vitnp.gradient_check.notes import by_richardson, not_compared
+from vitnp.gradient_check.notes import by_richardson, hardly_seen
 from vitnp.gradient_check.options import check_choice, check_integer, check_smoothing, check_tolerance
 from vitnp.gradient_check.probe import probe
 from vitnp.gradient_check.problems import DIRECTIONS, LayerProblem, check_array, cotangent_for
@@ -102,7 +102,7 @@ def check_layers(
         options.takes_complex = False
     found = [(seen.layer, *_check_one(seen, options)) for seen in reversed(inner)] + [(outermost.layer, *last)]
     rows, notes = _innermost([(layer, rows) for layer, rows, _ in found])
-    notes += [by_richardson(options.by_richardson, options.tolerance), not_compared(rows)]
+    notes += [by_richardson(options.by_richardson, options.tolerance), *hardly_seen(rows)]
     limit = METHODS[options.first].tolerance if limit is None else limit
     report = Report(f"each layer of {model!r}", options.first, "directions", limit, rows[::-1])
     report.notes = [note for note in notes if note]

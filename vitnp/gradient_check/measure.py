@@ -96,14 +96,20 @@ class Measure:
     ) -> Function:
         """The problem's value as a function of how far its arrays have moved along these directions.
 
-        They move from where they are, or from so far ahead, or from where all arrays have been put, `start`.
+        They move from where they are, or from so far ahead, or from where all arrays have been put, `start`. A place
+        where the problem raises an error is one where it is not defined, which is NaN.
         """
         arrays = start or self.problem.arrays
 
         def f(t: complex) -> complex:
             still = {} if start is None else {name: array + 0 * t for name, array in start.items()}
             moved = {name: arrays[name] + (ahead + t) * along for name, along in directions.items()}
-            value: complex = self.problem.value(still | moved)
+            try:
+                value: complex = self.problem.value(still | moved)
+            except (ArithmeticError, ValueError):  # as of numpy.linalg
+                if isinstance(t, complex):
+                    raise  # what cannot be done with complex numbers is another matter
+                return math.nan
             return value
 
         return f
@@ -112,13 +118,9 @@ class Measure:
 
     @cached_property
     def sizes(self) -> dict[str, float]:
-        """The root mean square of each array, by which steps are measured; of one that is zero, the floor."""
-        return {name: size or self.floor for name, size in self._rms.items()}
-
-    @cached_property
-    def floor(self) -> float:
-        """A hundredth of the largest: the size of an array that starts at zero or nearly so, as biases do."""
-        return max(self._rms.values()) / 100 or 1.0
+        """What steps are measured by: each array's root mean square, or if that is zero a hundredth of the largest."""
+        floor = max(self._rms.values()) / 100 or 1.0
+        return {name: size or floor for name, size in self._rms.items()}
 
     @cached_property
     def _rms(self) -> dict[str, float]:
@@ -230,7 +232,7 @@ class Measure:
 
     def _step(self, directions: Mapping[str, Array], noise: float, hidden: float) -> float:
         """The step, within what the arrays allow, at which rounding hides so much of a derivative."""
-        size = max(self.size(directions), self.floor)
+        size = self.size(directions)
         return max(min(8 * noise / hidden if hidden > 0 else math.inf, LARGEST_STEP * size), TINY * size)
 
     def _slack(self, directions: Mapping[str, Array]) -> float:
@@ -278,7 +280,7 @@ class Measure:
         """
         if not apart > 0:
             return None
-        f, size = cache(self.function(directions)), max(self.size(directions), self.floor)
+        f, size = cache(self.function(directions)), self.size(directions)
         noise, largest = max(self.rounded(directions), self.noise), LARGEST_STEP * size
         h = min(self.least(directions, apart, noise), largest)
         noise = self._scatter(f, h / 16, noise)

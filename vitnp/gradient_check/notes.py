@@ -19,10 +19,10 @@ OPEN = "it differs from the numeric derivative, but no step can tell which of th
 TOGETHER = "a kink at each of {} elements; moving all of them at once the slope is {:.4g}, and {:.4g} is claimed"
 
 
-def not_compared(rows: list[Row]) -> str:
-    """The note on tensors whose gradient is too small beside others' to be seen, or ""."""
-    names = [row.name for row in rows if row.hint == NOT_COMPARED]
-    return f"{_first_of(names)}: {NOT_COMPARED}" if names else ""
+def hardly_seen(rows: list[Row]) -> list[str]:
+    """Notes on tensors that pass, and whose gradient is too small, beside others' or beside rounding, to be seen."""
+    by_hint = {text: [row.name for row in rows if row.hint == text] for text in (NOT_COMPARED, HIDDEN)}
+    return [f"{_first_of(names)}: {text}" for text, names in by_hint.items() if names]
 
 
 def by_richardson(names: list[str], tolerance: float | None) -> str:
