@@ -173,3 +173,12 @@ def test_where_no_locks_are_known_work_goes_on(tmp_path, monkeypatch):
         write_atomically(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"new"
     assert orphan.exists()  # it may be another's
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="this system follows links when it opens a file")
+def test_a_lock_that_is_a_link_is_refused_and_what_it_leads_to_stays(tmp_path):
+    (tmp_path / "precious").write_bytes(b"years of work")
+    (tmp_path / ".lock").symlink_to("precious")
+    with pytest.raises(OSError, match=r"\.lock"), hold_lock(tmp_path / ".lock", "trains"):
+        pass
+    assert (tmp_path / "precious").read_bytes() == b"years of work"

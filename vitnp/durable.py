@@ -113,7 +113,7 @@ def hold_lock(path: Path, doing: str) -> Iterator[None]:
 
 def _open_locked(path: Path, doing: str) -> IO[bytes]:
     while True:
-        file = open(path, "a+b")  # noqa: SIM115
+        file = open(path, "a+b", opener=_no_link)  # noqa: SIM115
         try:
             free = try_lock(file)
         except OSError:
@@ -126,6 +126,11 @@ def _open_locked(path: Path, doing: str) -> IO[bytes]:
         if not free:
             raise LockedError(f"another process ({holder}) {doing}: wait until it ends, or stop it")
         # else its last holder removed it a moment ago: once more
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Open no link: what it leads to would be written over."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def is_same(file: IO[bytes], path: Path) -> bool:

@@ -131,7 +131,7 @@ def training_parser(description: str, **defaults: Any) -> TrainingParser:
     recipe.add_argument("--decay", choices=DECAYS, default="cosine", help="how the rate falls")
     recipe.add_argument("--weight-decay", type=float, help="decoupled, of weights only")
     recipe.add_argument("--label-smoothing", type=float, help="share of the target spread over all classes")
-    recipe.add_argument("--clip-norm", type=float, default=1.0, help="largest norm of the gradient, inf for any")
+    recipe.add_argument("--clip-norm", type=norm, default=1.0, help="largest norm of the gradient, inf for any")
     recipe.add_argument("--held-out", type=int, help="training images kept for validation")
     recipe.add_argument("--seed", type=int, default=0, help="of everything random")
     recipe.add_argument("--shards", type=int, default=usable_cores(), help="threads, each with a part of the batch")
@@ -160,6 +160,16 @@ def training_parser(description: str, **defaults: Any) -> TrainingParser:
     places.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(**defaults)
     return parser
+
+
+def norm(text: str) -> float | None:
+    """The number, or None if it is infinite, which no checkpoint could hold."""
+    return None if float(text) == math.inf else float(text)
+
+
+def _shown(name: str, value: Any) -> Any:
+    """A setting as it is written on the command line."""
+    return "inf" if name == "clip_norm" and value is None else value
 
 
 def add_download_options(parser: TrainingParser, layout: str) -> None:
@@ -263,7 +273,7 @@ def _check_options(args: argparse.Namespace, image_fields: ImageFields) -> ViTCo
         value = getattr(args, name, None)
         if value is not None and not least <= value < math.inf:
             raise ValueError(f"{_option(name)} is {value}; it must be {least} or more, and finite")
-    if not args.clip_norm > 0:
+    if args.clip_norm is not None and not args.clip_norm > 0:
         raise ValueError(f"--clip-norm is {args.clip_norm}; it must be above 0")
     if not 0 < args.lr < math.inf:
         raise ValueError(f"--lr is {args.lr}; it must be above 0, and finite")
@@ -301,7 +311,7 @@ def _take_settings(parser: TrainingParser, args: argparse.Namespace, checkpoint:
     if "out" in parser.given:
         raise ValueError(f"--out is {args.out}, but a run resumes in its own folder: leave it out")
     others = [
-        f"{_option(name)} is {parser.given[name]}, but the run to resume has {value}"
+        f"{_option(name)} is {_shown(name, parser.given[name])}, but the run to resume has {_shown(name, value)}"
         for name, value in settings.items()
         if parser.given.get(name, value) != value
     ]

@@ -256,6 +256,15 @@ def test_micro_batches_train_alike_to_rounding(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def test_a_run_without_clipping_is_saved_and_resumed(tmp_path):
+    run("train_digits.py", *SMALL, "--epochs", 1, "--clip-norm", "inf", "--out", "run", cwd=tmp_path)
+    checkpoint = tmp_path / "run" / "checkpoint.safetensors"
+    run("train_digits.py", "--resume", checkpoint, "--clip-norm", "inf", cwd=tmp_path)
+    refused = run("train_digits.py", "--resume", checkpoint, "--clip-norm", "2", cwd=tmp_path, status=1)
+    assert "--clip-norm is 2.0, but the run to resume has inf" in refused.stderr
+    assert "invalid norm value: 'x'" in run("train_digits.py", "--clip-norm", "x", cwd=tmp_path, status=2).stderr
+
+
 def test_one_epoch_is_enough_for_a_warm_up(tmp_path):
     run("train_digits.py", *SMALL, "--epochs", 1, "--warmup-epochs", 1, cwd=tmp_path)
 
