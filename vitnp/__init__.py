@@ -9,6 +9,7 @@ from vitnp.layer import Layer
 from vitnp.losses import softmax_cross_entropy
 from vitnp.optim import Adam, clip_global_norm
 from vitnp.parallel import ShardedStep
+from vitnp.pretrained import load_pretrained, save_pretrained
 from vitnp.schedules import warmup_decay
 from vitnp.vit import ConfigError, VisionTransformer, ViTConfig
 
@@ -38,8 +39,10 @@ __all__ = [
     "gradcheck",
     "load_checkpoint",
     "load_classifier",
+    "load_pretrained",
     "predict",
     "save_checkpoint",
+    "save_pretrained",
     "softmax_cross_entropy",
     "to_cpu",
     "to_device",

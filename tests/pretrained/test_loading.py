@@ -1,0 +1,503 @@
+"""A network of another program computes here what it computes there, and a file that does not fit is refused whole."""
+
+import io
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import error, same_bits, worst_error
+from safetensors.numpy import load_file, save_file
+
+import vitnp
+
+REFERENCE = Path(__file__).parent.parent / "reference" / "pretrained"
+# what the files do not tell
+ASKED = {
+    "google": {},
+    "google-pre-logits": {},
+    "google-mean": {},
+    "timm": {"num_heads": 3, "grid": (2, 4)},
+    "timm-mean": {"num_heads": 3, "grid": (2, 4)},
+    "huggingface": {},
+    "huggingface-tanh": {},
+    "torchvision": {"num_heads": 3},
+    "torchvision-pre-logits": {"num_heads": 3},
+}
+
+
+def file_of(case, name="model"):
+    (path,) = REFERENCE.glob(f"{case}/{name}*")
+    return path
+
+
+def load(case, name="model", **changes):
+    return vitnp.load_pretrained(file_of(case, name), "float64", **{**ASKED[case], **changes})
+
+
+def data_of(case):
+    with np.load(REFERENCE / case / "data.npz") as file:
+        return dict(file)
+
+
+def change(path, target, edit):
+    """Write the arrays of a file anew after `edit(arrays)`, as the same kind of file."""
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            arrays = dict(file)
+        edit(arrays)
+        np.savez(target, **arrays)
+    else:
+        arrays = load_file(path)
+        edit(arrays)
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, target)
+    return target
+
+
+@pytest.fixture
+def google(tmp_path):
+    """A way to change the original's file and read it."""
+
+    def changed(edit, **options):
+        return vitnp.load_pretrained(change(file_of("google"), tmp_path / "m.npz", edit), "float64", **options)
+
+    return changed
+
+
+@pytest.fixture
+def timm(tmp_path):
+    """A way to change timm's file and read it."""
+
+    def changed(edit, **options):
+        path = change(file_of("timm"), tmp_path / "m.safetensors", edit)
+        return vitnp.load_pretrained(path, "float64", **{**ASKED["timm"], **options})
+
+    return changed
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A way to change the config.json of transformers and read the folder."""
+
+    def changed(**entries):
+        shutil.copytree(file_of("huggingface"), tmp_path / "m", dirs_exist_ok=True)
+        path = tmp_path / "m" / "config.json"
+        config = {**json.loads(path.read_text()), **entries}
+        path.write_text(json.dumps({name: value for name, value in config.items() if value != "absent"}))
+        return vitnp.load_pretrained(tmp_path / "m", "float64")
+
+    return changed
+
+
+def same_parameters(a, b):
+    found, truth = a.parameters(), b.parameters()
+    return found.keys() == truth.keys() and all(same_bits(found[name], truth[name]) for name in truth)
+
+
+# -- the same network -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ASKED)
+def test_logits_are_those_of_the_program_that_wrote_the_file(case):
+    data = data_of(case)
+    assert error(load(case).forward(data["images"]), data["logits"]) < 1e-12
+
+
+@pytest.mark.parametrize("case", ASKED)
+def test_every_gradient_is_that_of_the_program_that_wrote_the_file(case):
+    data, model, ctx = data_of(case), load(case), vitnp.Context(train=True, rng=0)
+    model.forward(data["images"], ctx)
+    found = {"image": model.backward(data["cotangent"], ctx), **model.gradients(ctx)}
+    truth = {"image": data["image_gradient"], **load(case, "gradients").parameters()}
+    assert worst_error(found, truth) < 1e-12
+
+
+def test_all_that_a_folder_of_transformers_says_is_taken():
+    config = load("huggingface").config
+    assert (config.gelu, config.layer_norm_eps, config.num_heads) == ("erf", 1e-12, 3)
+    assert (config.image_size, config.patch_size) == ((6, 8), (3, 2))
+    config = load("huggingface-tanh").config
+    assert (config.gelu, config.layer_norm_eps) == ("tanh", 1e-5)
+
+
+def test_what_the_shapes_of_the_originals_file_say_is_taken():
+    config = load("google-pre-logits").config
+    assert (config.num_heads, config.representation_size, config.pool, config.gelu) == (3, 11, "token", "tanh")
+    assert (config.image_size, config.patch_size, config.channels, config.depth) == ((9, 6), (3, 2), 2, 2)
+    assert load("google-mean").config.pool == "mean"
+
+
+def test_gelu_and_epsilon_can_be_others_than_the_layouts():
+    config = load("timm", gelu="tanh", layer_norm_eps=1e-5).config
+    assert (config.gelu, config.layer_norm_eps) == ("tanh", 1e-5)
+
+
+def test_parameters_are_of_the_dtype_that_is_asked_for():
+    model = vitnp.load_pretrained(file_of("google"))
+    assert model.flat.dtype == "float32"
+    np.testing.assert_array_equal(model.flat, load("google").flat.astype("float32"))
+
+
+# -- other forms of the same files ------------------------------------------------------------------------------------
+
+
+def rename(*pairs):
+    def edit(arrays):
+        for name in list(arrays):
+            new = name
+            for old, replacement in pairs:
+                new = new.replace(old, replacement)
+            arrays[new] = arrays.pop(name)
+
+    return edit
+
+
+def test_the_published_numbers_of_sub_modules_are_the_newer_ones(google):
+    counted = rename(("Attention_0", "Attention_1"), ("LayerNorm_1", "LayerNorm_2"), ("MlpBlock_0", "MlpBlock_3"))
+    assert same_parameters(google(counted), load("google"))
+
+
+@pytest.mark.parametrize("prefix", ["opt/target/", "params/"])
+def test_a_prefix_is_taken_off_and_an_optimizers_state_left_out(google, prefix):
+    def edit(arrays):
+        for name in list(arrays):
+            arrays[prefix + name] = arrays.pop(name)
+        arrays["opt/state/step"] = np.array(7)
+
+    assert same_parameters(google(edit), load("google"))
+
+
+def test_stacked_blocks_are_taken_apart(google):
+    def edit(arrays):
+        for name in [name for name in arrays if "encoderblock_0" in name]:
+            both = [arrays.pop(name.replace("_0/", f"_{i}/", 1)) for i in range(2)]
+            arrays[name.replace("encoderblock_0", "encoderblock")] = np.stack(both)
+
+    assert same_parameters(google(edit), load("google"))
+
+
+def test_bfloat16_is_the_upper_half_of_float32(google):
+    def edit(arrays):
+        for name, array in arrays.items():
+            arrays[name] = (array.astype("<f4").view("<u4") >> 16).astype("<u2").view("V2")
+
+    found, truth = google(edit).flat, load("google").flat
+    assert 1e-4 < np.abs(found - truth).max() / np.abs(truth).max() < 2**-7
+    assert (found.astype("<f4").view("<u4") & 0xFFFF == 0).all()
+
+
+def test_bfloat16_in_safetensors_is_read(tmp_path):
+    arrays = load_file(file_of("timm"))
+    entries, content = {}, b""
+    for name, array in arrays.items():
+        half = (array.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
+        entries[name] = {
+            "dtype": "BF16",
+            "shape": array.shape,
+            "data_offsets": [len(content), len(content) + len(half)],
+        }
+        content += half
+    header = json.dumps(entries).encode()
+    (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + content)
+    found = vitnp.load_pretrained(tmp_path / "m.safetensors", "float64", **ASKED["timm"]).flat
+    truth = load("timm").flat
+    assert 1e-4 < np.abs(found - truth).max() / np.abs(truth).max() < 2**-7
+
+
+def test_positions_without_one_for_the_class_token_leave_it_as_it_is(google):
+    def edit(arrays):
+        positions = arrays.pop("Transformer/posembed_input/pos_embedding")
+        arrays["cls"] = arrays["cls"] + positions[:, :1]
+        arrays["pos_embedding"] = positions[:, 1:]
+
+    data = data_of("google")
+    assert error(google(edit).forward(data["images"]), data["logits"]) < 1e-12
+
+
+def test_a_grid_tells_that_the_class_token_has_no_position(timm):
+    def edit(arrays):
+        arrays["cls_token"] = arrays["cls_token"] + arrays["pos_embed"][:, :1]
+        arrays["pos_embed"] = arrays["pos_embed"][:, 1:]
+
+    data = data_of("timm")
+    assert error(timm(edit).forward(data["images"]), data["logits"]) < 1e-12
+
+
+def test_the_names_of_transformers_in_memory_are_those_on_the_disk(tmp_path):
+    shutil.copytree(file_of("huggingface"), tmp_path / "m")
+    pairs = [("encoder.layer.", "layers."), ("attention.attention.query", "attention.q_proj")]
+    pairs += [("attention.attention.key", "attention.k_proj"), ("attention.attention.value", "attention.v_proj")]
+    pairs += [("attention.output.dense", "attention.o_proj"), ("intermediate.dense", "mlp.fc1")]
+    pairs += [("output.dense", "mlp.fc2")]
+    path = tmp_path / "m" / "model.safetensors"
+    change(path, path, rename(*pairs))
+    assert "vit.layers.1.mlp.fc2.bias" in load_file(path)
+    assert same_parameters(vitnp.load_pretrained(tmp_path / "m", "float64"), load("huggingface"))
+
+
+def test_a_model_of_transformers_without_classifier_has_its_pooler_and_a_head_of_zeros(tmp_path):
+    shutil.copytree(file_of("huggingface"), tmp_path / "m")
+    path, rng = tmp_path / "m" / "model.safetensors", np.random.default_rng(0)
+
+    def edit(arrays):
+        del arrays["classifier.weight"], arrays["classifier.bias"]
+        rename(("vit.", ""))(arrays)
+        arrays["pooler.dense.weight"], arrays["pooler.dense.bias"] = rng.standard_normal((6, 6)), np.ones(6)
+
+    change(path, path, edit)
+    with pytest.raises(vitnp.CheckpointError, match="no classifier: give num_classes"):
+        vitnp.load_pretrained(tmp_path / "m")
+    model = vitnp.load_pretrained(tmp_path / "m", "float64", num_classes=4)
+    np.testing.assert_array_equal(model.classifier.pre_logits.weight, load_file(path)["pooler.dense.weight"].T)
+    assert not model.classifier.head.weight.any()
+    assert same_bits(model.blocks[1].mlp.fc2.weight, load("huggingface").blocks[1].mlp.fc2.weight)
+
+
+def test_torchvisions_older_names_are_the_newer_ones(tmp_path):
+    path = change(
+        file_of("torchvision"), tmp_path / "m", rename((".mlp.0.", ".mlp.linear_1."), (".mlp.3.", ".mlp.linear_2."))
+    )
+    assert same_parameters(vitnp.load_pretrained(path, "float64", num_heads=3), load("torchvision"))
+
+
+# -- another number of classes, another size --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["google", "google-pre-logits", "timm"])
+def test_another_number_of_classes_gives_a_head_of_zeros_and_keeps_the_rest(case):
+    found, truth = load(case, num_classes=8), load(case)
+    assert found.classifier.head.weight.shape[1] == 8
+    for name, parameter in found.parameters().items():
+        if name.startswith("head."):
+            assert not parameter.any()
+        else:
+            assert same_bits(parameter, truth.parameters()[name])
+
+
+def test_the_same_number_of_classes_keeps_the_head():
+    assert same_parameters(load("google", num_classes=5), load("google"))
+
+
+def test_another_image_size_resizes_the_positions_of_patches_and_keeps_the_rest():
+    found, truth = load("google", image_size=(15, 4), resize="align-corners"), load("google")
+    assert found.config.grid == (5, 2)
+    grid = truth.embeddings.pos_embed[0, 1:].reshape(3, 3, 6)
+    rows = np.stack([grid[0], (grid[0] + grid[1]) / 2, grid[1], (grid[1] + grid[2]) / 2, grid[2]])
+    np.testing.assert_allclose(
+        found.embeddings.pos_embed[0, 1:], rows[:, [0, 2]].reshape(10, 6), rtol=1e-12, atol=1e-12
+    )
+    assert same_bits(found.embeddings.pos_embed[:, :1], truth.embeddings.pos_embed[:, :1])
+    for name, parameter in found.parameters().items():
+        assert name == "pos_embed" or same_bits(parameter, truth.parameters()[name])
+
+
+def test_another_image_size_without_a_rule_is_refused_with_the_rules():
+    with pytest.raises(
+        vitnp.CheckpointError, match=r"3 x 3 patches, and the model has 5 x 2: .*'align-corners' or 'bili"
+    ):
+        load("google", image_size=(15, 4))
+
+
+def test_an_unknown_rule_is_refused_with_the_rules():
+    with pytest.raises(ValueError, match="resize is 'nearest'; choose one of 'align-corners', 'bilinear', 'bicubic', "):
+        load("google", image_size=(15, 4), resize="nearest")
+
+
+def test_an_image_size_that_patches_do_not_tile_is_refused():
+    with pytest.raises(vitnp.CheckpointError, match=r"model\.npz: image height 10 is not divisible by patch height 3"):
+        load("google", image_size=(10, 4), resize="bilinear")
+
+
+# -- what a file does not tell ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["timm", "torchvision"])
+def test_heads_that_a_file_does_not_tell_are_asked_for(case):
+    with pytest.raises(
+        vitnp.CheckpointError, match="does not tell the number of heads: give num_heads, a divisor of 6"
+    ):
+        load(case, num_heads=None)
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(vitnp.CheckpointError, match="dim 6 is not divisible by num_heads 4"):
+        load("timm", num_heads=4)
+
+
+def test_a_grid_that_is_no_square_is_asked_for():
+    with pytest.raises(
+        vitnp.CheckpointError, match=r"9 positions, with a class token, are no square .*grid=\(rows, col"
+    ):
+        load("timm", grid=None)
+
+
+def test_a_grid_of_another_number_of_patches_is_refused():
+    with pytest.raises(
+        vitnp.CheckpointError, match=r"9 positions do not go with a grid of \(3, 4\); expected one of 8"
+    ):
+        load("timm", grid=(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("case", "told", "message"),
+    [
+        ("google", {"num_heads": 2}, "num_heads is said to be 2, but the arrays have 3"),
+        ("huggingface", {"grid": (4, 2)}, "9 positions do not go with a grid of"),
+    ],
+)
+def test_what_contradicts_the_file_is_refused(case, told, message):
+    with pytest.raises(vitnp.CheckpointError, match=message):
+        load(case, **told)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (
+            {"hidden_act": "relu"},
+            r"config\.json: hidden_act is 'relu'; vitnp has gelu or gelu_new or gelu_pytorch_tanh",
+        ),
+        ({"model_type": "deit"}, "model_type is 'deit'; vitnp has vit"),
+        ({"qkv_bias": False}, "qkv_bias is False; vitnp has True"),
+        ({"hidden_size": 12}, "dim is said to be 12, but the arrays have 6"),
+        ({"num_hidden_layers": 3}, "depth is said to be 3, but the arrays have 2"),
+        ({"image_size": 224}, r"9 positions do not go with a grid of \(74, 112\)"),
+        ({"num_attention_heads": 4}, "dim 6 is not divisible by num_heads 4"),
+        ({"layer_norm_eps": "small"}, "layer_norm_eps is 'small'; expected a number"),
+    ],
+)
+def test_a_config_that_does_not_go_with_the_arrays_is_refused(folder, entries, message):
+    with pytest.raises(vitnp.CheckpointError, match=message):
+        folder(**entries)
+
+
+def test_what_a_config_leaves_out_is_what_transformers_takes(folder):
+    assert folder(layer_norm_eps="absent", hidden_act="absent").config == load("huggingface").config
+
+
+# -- what does not fit ------------------------------------------------------------------------------------------------
+
+
+def test_all_that_is_missing_extra_or_misshaped_is_listed(timm):
+    def edit(arrays):
+        del arrays["norm.bias"], arrays["blocks.0.attn.qkv.weight"]
+        arrays["fc_norm.weight"] = arrays["blocks.1.ls1.gamma"] = np.ones(6)
+        arrays["blocks.1.mlp.fc1.weight"] = arrays["blocks.1.mlp.fc1.weight"].T
+        arrays["head.bias"] = np.arange(5)
+        arrays["cls_token"] = np.ones((1, 1, 8))
+        arrays["norm.weight"][2] = np.nan
+
+    with pytest.raises(vitnp.CheckpointError) as caught:
+        timm(edit)
+    assert str(caught.value).split("layout timm has; ")[1] == (
+        "missing: blocks.0.attn.qkv.weight, norm.bias; not expected: blocks.1.ls1.gamma, fc_norm.weight; "
+        "misshaped: cls_token is float64 (1, 1, 8), expected floats (1, 1, 6), "
+        "head.bias is int64 (5,), expected floats (5,), "
+        "blocks.1.mlp.fc1.weight is float64 (6, 7), expected floats (7, 6); not finite: norm.weight"
+    )
+
+
+def test_an_array_without_which_no_size_is_known_is_listed_as_missing(google):
+    with pytest.raises(vitnp.CheckpointError, match=r"missing: embedding/kernel$"):
+        google(lambda arrays: arrays.pop("embedding/kernel"))
+
+
+def test_an_array_of_too_few_axes_is_listed(google):
+    def edit(arrays):
+        arrays["embedding/kernel"] = arrays["embedding/kernel"].reshape(12, 6)
+
+    with pytest.raises(vitnp.CheckpointError, match=r"embedding/kernel is float64 \(12, 6\), expected floats P Q C D$"):
+        google(edit)
+
+
+def test_a_block_that_is_missing_is_listed_and_a_number_out_of_range_is_not_expected(timm):
+    def edit(arrays):
+        rename(("blocks.1.", "blocks.2."))(arrays)
+        arrays["blocks.1000000.norm1.weight"] = np.ones(6)
+
+    with pytest.raises(vitnp.CheckpointError) as caught:
+        timm(edit)
+    assert str(caught.value).count("blocks.1.") == 12
+    assert "not expected: blocks.1000000.norm1.weight" in str(caught.value)
+
+
+def test_a_name_that_is_there_twice_is_refused(google):
+    def edit(arrays):
+        arrays["params/cls"] = arrays["cls"]
+
+    with pytest.raises(vitnp.CheckpointError, match="cls is there twice"):
+        google(edit)
+
+
+@pytest.mark.parametrize("case", ["google", "timm", "huggingface"])
+def test_every_truncation_is_refused(case, tmp_path):
+    path = file_of(case)
+    target = tmp_path / path.name
+    if path.is_dir():
+        shutil.copytree(path, target)
+        path, file = path / "model.safetensors", target / "model.safetensors"
+    else:
+        file = target
+    content = path.read_bytes()
+    for length in [0, 1, 2, 9, *range(10, len(content), 499), len(content) - 1]:
+        file.write_bytes(content[:length])
+        with pytest.raises(vitnp.CheckpointError, match=file.name):
+            vitnp.load_pretrained(target, **ASKED[case])
+
+
+def test_a_flipped_bit_of_a_npz_file_is_noticed(tmp_path):
+    content = bytearray(file_of("google").read_bytes())
+    content[content.index(b"\x93NUMPY") + 200] ^= 1
+    (tmp_path / "m.npz").write_bytes(content)
+    with pytest.raises(vitnp.CheckpointError, match="damaged or cut short: Bad CRC-32"):
+        vitnp.load_pretrained(tmp_path / "m.npz")
+
+
+def test_pickles_are_refused_with_the_line_that_converts_them(tmp_path):
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("archive/data.pkl", b"\x80\x02.")
+    for content in (archive.getvalue(), b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."):
+        path = tmp_path / "vit.pth"
+        path.write_bytes(content)
+        with pytest.raises(vitnp.CheckpointError) as caught:
+            vitnp.load_pretrained(path)
+        assert "a pickle of PyTorch" in str(caught.value)
+        assert "s.save_file(" in str(caught.value)
+        assert str(caught.value).endswith(f"{path} {tmp_path / 'vit.safetensors'}")
+
+
+def test_an_array_of_objects_is_refused(google):
+    def edit(arrays):
+        arrays["cls"] = np.array([[[None] * 6]])
+
+    with pytest.raises(vitnp.CheckpointError, match="Object arrays cannot be loaded"):
+        google(edit)
+
+
+def test_an_unknown_layout_is_refused_with_some_of_its_names(tmp_path):
+    save_file({"weight": np.ones(3), "bias": np.ones(3)}, tmp_path / "m")
+    with pytest.raises(vitnp.CheckpointError, match=r"layout is unknown: none of its 2 arrays .*\['bias', 'weight'\]"):
+        vitnp.load_pretrained(tmp_path / "m")
+
+
+def test_a_checkpoint_of_vitnp_is_sent_to_its_own_reader(tmp_path):
+    vitnp.save_checkpoint(tmp_path / "m", load("google"))
+    with pytest.raises(vitnp.CheckpointError, match=r"read it with vitnp\.load_checkpoint"):
+        vitnp.load_pretrained(tmp_path / "m")
+
+
+def test_what_is_not_there_is_named_with_what_is(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing: there is no such file$"):
+        vitnp.load_pretrained(tmp_path / "nothing")
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors: .*it has \['pytorch_model\.bin'\]"):
+        vitnp.load_pretrained(tmp_path)
+
+
+def test_a_model_of_transformers_without_its_config_is_refused(tmp_path):
+    shutil.copy(file_of("huggingface") / "model.safetensors", tmp_path)
+    with pytest.raises(vitnp.CheckpointError, match=r"without its config\.json, which must be beside it"):
+        vitnp.load_pretrained(tmp_path)

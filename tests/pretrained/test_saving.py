@@ -1,0 +1,139 @@
+"""A model written in any layout is the same when it is read again, bit for bit, and as its program writes it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import hard_model, same_bits
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+import vitnp
+
+REFERENCE = Path(__file__).parent.parent / "reference" / "pretrained"
+LAYOUTS = ("google", "timm", "huggingface", "torchvision")
+NETWORKS = {
+    "token": {},
+    "erf": {"gelu": "erf", "layer_norm_eps": 1e-5},
+    "mean": {"pool": "mean"},
+    "pre-logits": {"representation_size": 11},
+}
+LACKS = {("mean", "huggingface"), ("mean", "torchvision"), ("pre-logits", "huggingface")}
+PAIRS = [(network, layout) for network in NETWORKS for layout in LAYOUTS]
+
+
+def same_model(a, b):
+    found, truth = a.parameters(), b.parameters()
+    assert found.keys() == truth.keys()
+    return a.config == b.config and all(same_bits(found[name], truth[name]) for name in truth)
+
+
+def arrays_of(path):
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            return dict(file)
+    return load_file(path / "model.safetensors" if path.is_dir() else path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("network", "layout"), [pair for pair in PAIRS if pair not in LACKS])
+def test_what_is_written_is_read_bit_for_bit_with_all_of_the_configuration(network, layout, dtype, tmp_path):
+    model = hard_model(dtype, **NETWORKS[network])
+    vitnp.save_pretrained(model, tmp_path / "m", layout)
+    assert same_model(vitnp.load_pretrained(tmp_path / "m", dtype), model)
+
+
+@pytest.mark.parametrize(("network", "layout"), sorted(LACKS))
+def test_a_network_that_a_layout_has_no_place_for_is_refused_and_nothing_written(network, layout, tmp_path):
+    with pytest.raises(ValueError, match=f"the layout {layout} has no "):
+        vitnp.save_pretrained(hard_model(**NETWORKS[network]), tmp_path / "m", layout)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_model_goes_through_all_layouts_and_back_bit_for_bit(layout, tmp_path):
+    model = first = hard_model("float32")
+    for number, step in enumerate((layout, *LAYOUTS)):
+        vitnp.save_pretrained(model, tmp_path / f"{number}", step)
+        model = vitnp.load_pretrained(tmp_path / f"{number}")
+    assert same_model(model, first)
+
+
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [
+        ("timm", {"num_heads": 3, "grid": (2, 4)}),
+        ("timm-mean", {"num_heads": 3, "grid": (2, 4)}),
+        ("huggingface", {}),
+        ("torchvision", {"num_heads": 3}),
+        ("torchvision-pre-logits", {"num_heads": 3}),
+    ],
+)
+def test_a_file_of_another_program_is_written_back_array_for_array(case, options, tmp_path):
+    (path,) = REFERENCE.glob(f"{case}/model*")
+    vitnp.save_pretrained(vitnp.load_pretrained(path, "float64", **options), tmp_path / "m", case.partition("-")[0])
+    found, truth = arrays_of(tmp_path / "m"), arrays_of(path)
+    assert found.keys() == truth.keys()
+    assert all(same_bits(found[name], truth[name]) for name in truth)
+
+
+@pytest.mark.parametrize("case", ["google", "google-pre-logits", "google-mean"])
+def test_the_originals_file_is_written_with_the_published_numbers_of_sub_modules(case, tmp_path):
+    path = REFERENCE / case / "model.npz"
+    vitnp.save_pretrained(vitnp.load_pretrained(path, "float64"), tmp_path / "m.npz", "google")
+    found, truth = arrays_of(tmp_path / "m.npz"), arrays_of(path)
+    for newer, published in (
+        ("Attention_0", "Attention_1"),
+        ("LayerNorm_1", "LayerNorm_2"),
+        ("MlpBlock_0", "MlpBlock_3"),
+    ):
+        truth = {name.replace(newer, published): array for name, array in truth.items()}
+    assert found.keys() == truth.keys()
+    assert all(same_bits(found[name], truth[name]) for name in truth)
+
+
+def test_config_json_says_what_that_of_transformers_says(tmp_path):
+    path = REFERENCE / "huggingface-tanh" / "model"
+    vitnp.save_pretrained(vitnp.load_pretrained(path, "float64"), tmp_path / "m", "huggingface")
+    found, truth = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "m", path))
+    assert found.pop("torch_dtype") == truth.pop("dtype")
+    for name in ("encoder_stride", "initializer_range", "pooler_act", "pooler_output_size", "transformers_version"):
+        del truth[name]  # of no meaning for a classifier
+    assert found == truth
+    with safe_open(tmp_path / "m" / "model.safetensors", framework="numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_an_unknown_layout_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match="layout is 'keras'; choose one of 'google', 'timm', 'huggingface', 'torchvi"):
+        vitnp.save_pretrained(hard_model(), tmp_path / "m", "keras")
+
+
+def test_what_is_not_finite_is_not_written_and_the_old_file_stays(tmp_path):
+    model = hard_model()
+    vitnp.save_pretrained(model, tmp_path / "m", "timm")
+    before = (tmp_path / "m").read_bytes()
+    model.parameters()["norm.beta"][1] = np.inf
+    with pytest.raises(ValueError, match=r"norm\.beta holds NaN or infinity"):
+        vitnp.save_pretrained(model, tmp_path / "m", "timm")
+    assert (tmp_path / "m").read_bytes() == before
+
+
+def test_complex_numbers_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="the model is complex128; expected float32 or float64"):
+        vitnp.save_pretrained(hard_model("complex128"), tmp_path / "m", "google")
+
+
+def test_a_note_that_is_damaged_is_refused(tmp_path):
+    vitnp.save_pretrained(hard_model(), tmp_path / "m", "timm")
+    content = (tmp_path / "m").read_bytes()
+    (tmp_path / "m").write_bytes(content.replace(b"num_heads", b"num_heabs"))
+    with pytest.raises(vitnp.CheckpointError, match="damaged or cut short: 'num_heads'"):
+        vitnp.load_pretrained(tmp_path / "m")
+
+
+def test_a_model_on_a_device_is_written_as_on_the_host(backend, tmp_path):
+    model = hard_model("float32")
+    vitnp.save_pretrained(model.to_device(backend.device), tmp_path / "m", "timm")
+    assert same_model(vitnp.load_pretrained(tmp_path / "m"), model)

@@ -1,0 +1,13 @@
+"""Published Vision Transformers: read them, and write models in the layouts that other programs read.
+
+layouts     the names and shapes of four layouts, as tables
+files       .npz, safetensors and folders of transformers: what they hold, and what they say of the network
+positions   a grid of position embeddings at another size
+loading     load_pretrained
+saving      save_pretrained
+"""
+
+from vitnp.pretrained.loading import load_pretrained
+from vitnp.pretrained.saving import save_pretrained
+
+__all__ = ["load_pretrained", "save_pretrained"]

@@ -1,0 +1,165 @@
+"""Files of pretrained networks: the arrays that they hold and what they say of the network beside them.
+
+A .npz file is the original's. A safetensors file is timm's, transformers' or torchvision's, which the name of its patch
+projection tells. Nothing in any of them is run: pickles, as PyTorch writes them, are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vitnp.checkpoint import CheckpointError, Tensors
+
+NOTE = "vitnp.config"  # where the metadata of a safetensors file, or a .npz file's comment, has what vitnp wrote
+PATCHES = {
+    "patch_embed.proj.weight": "timm",
+    "patch_embeddings.projection.weight": "huggingface",
+    "conv_proj.weight": "torchvision",
+}
+DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "V2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
+GELUS = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+# config.json's name, ViTConfig's, and what transformers takes where the file does not say
+DESCRIBED: tuple[tuple[str, str, Any], ...] = (
+    ("image_size", "image_size", 224),
+    ("patch_size", "patch_size", 16),
+    ("num_channels", "channels", 3),
+    ("hidden_size", "dim", 768),
+    ("num_hidden_layers", "depth", 12),
+    ("num_attention_heads", "num_heads", 12),
+    ("intermediate_size", "mlp_dim", 3072),
+    ("hidden_dropout_prob", "dropout", 0.0),
+    ("attention_probs_dropout_prob", "attention_dropout", 0.0),
+    ("layer_norm_eps", "layer_norm_eps", 1e-12),
+)
+# what a file of vitnp's notes: the fields of a ViTConfig that no array tells
+NOTED = ("image_size", "num_heads", "dropout", "attention_dropout", "gelu", "layer_norm_eps", "pos_init")
+
+
+class Source(NamedTuple):
+    """What a file holds: its layout, its arrays, and the fields of a ViTConfig that it states."""
+
+    layout: str
+    tensors: Tensors
+    described: dict[str, Any]
+
+
+def read_source(path: Path) -> Source:
+    """Read a file, or the folder of a model of transformers.
+
+    Raises FileNotFoundError, or CheckpointError that says what was found and what was expected.
+    """
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        held = f"; it has {sorted(p.name for p in path.iterdir())}" if path.is_dir() else ""
+        raise FileNotFoundError(f"{file}: there is no such file{held}")
+    try:
+        source = _read_npz(path) if _is_zip(file) else _read_safetensors(file)
+        return source._replace(described=_read_config(file)) if source.layout == "huggingface" else source
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror or error}): check its permissions") from None
+    except (ValueError, TypeError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise CheckpointError(f"{file}: damaged or cut short: {error}") from None
+
+
+def _is_zip(path: Path) -> bool:
+    """Return whether this is a zip archive, as .npz is; raise CheckpointError for a pickle."""
+    with open(path, "rb") as file:
+        start = file.read(2)
+    pickled = start[:1] == b"\x80"
+    if start == b"PK":
+        with zipfile.ZipFile(path) as archive:
+            pickled = any(name.endswith(".pkl") for name in archive.namelist())
+    if pickled:
+        raise CheckpointError(
+            f"{path}: a pickle of PyTorch, which could run anything when it is read; convert it where you trust it: "
+            'python -c "import sys, torch, safetensors.torch as s; s.save_file({k: v.contiguous() for k, v in '
+            'torch.load(sys.argv[1], weights_only=True).items()}, sys.argv[2])" '
+            f"{path} {path.with_suffix('.safetensors')}"
+        )
+    return start == b"PK"
+
+
+def _read_npz(path: Path) -> Source:
+    with np.load(path) as file:
+        # a checkpoint of a training has the optimizer's state beside the network
+        names = [name for name in file.files if not name.startswith("opt/") or name.startswith("opt/target/")]
+        tensors = {name: _widen(file[name]) for name in names}
+    with zipfile.ZipFile(path) as archive:
+        return Source("google", tensors, _read_note(archive.comment.decode()))
+
+
+def _read_safetensors(path: Path) -> Source:
+    from safetensors import SafetensorError, deserialize, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+        # not by `safe_open`, which knows no bfloat16 in NumPy
+        entries = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: no .npz and no readable safetensors file: {error}") from None
+    if "vitnp" in metadata:
+        raise CheckpointError(f"{path}: a checkpoint of vitnp's own: read it with vitnp.load_checkpoint")
+    tensors = {}
+    for name, entry in entries:
+        dtype = DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise CheckpointError(f"{path}: {name} is {entry['dtype']}; expected floats of 16, 32 or 64 bits")
+        tensors[name] = _widen(np.frombuffer(entry["data"], dtype).reshape(entry["shape"]))
+    return Source(_layout_of(path, tensors), tensors, _read_note(metadata.get(NOTE, "")))
+
+
+def _layout_of(path: Path, tensors: Tensors) -> str:
+    for patch, layout in PATCHES.items():
+        if any(name.endswith(patch) for name in tensors):
+            return layout
+    raise CheckpointError(
+        f"{path}: its layout is unknown: none of its {len(tensors)} arrays is a patch projection as timm, transformers "
+        f"or torchvision call it ({', '.join(PATCHES)}); the first are {sorted(tensors)[:3]}"
+    )
+
+
+def _widen(array: np.ndarray) -> np.ndarray:
+    """Return bfloat16, which NumPy knows as two bytes without meaning, in float32, whose upper half it is."""
+    if array.dtype != np.dtype("V2"):
+        return array
+    return (array.view("<u2").astype("<u4") << 16).view("<f4")
+
+
+def _read_note(text: str) -> dict[str, Any]:
+    """Return what vitnp noted in a file that it wrote; other programs' comments are none of its."""
+    note = json.loads(text) if text.startswith("{") else {}
+    return {name: note[name] for name in NOTED} if note else {}
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    path = file.with_name("config.json")
+    if not path.is_file():
+        raise CheckpointError(f"{file}: a model of transformers without its config.json, which must be beside it")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    expected = {"model_type": ("vit",), "hidden_act": tuple(GELUS), "pooler_act": ("tanh",), "qkv_bias": (True,)}
+    usual = {"model_type": None, "hidden_act": "gelu", "pooler_act": "tanh", "qkv_bias": True}
+    for name, choices in expected.items():
+        if config.get(name, usual[name]) not in choices:
+            raise CheckpointError(f"{path}: {name} is {config.get(name)!r}; vitnp has {' or '.join(map(str, choices))}")
+    described = {ours: config.get(theirs, default) for theirs, ours, default in DESCRIBED}
+    return described | {"gelu": GELUS[config.get("hidden_act", "gelu")]}

@@ -1,0 +1,267 @@
+"""Reading a published Vision Transformer: all is compared with what its layout has before any of it is believed."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from vitnp.checkpoint import CheckpointError, Tensors
+from vitnp.pretrained.files import Source, read_source
+from vitnp.pretrained.layouts import LAYOUTS, Layout, Row, Sizes, axes, places, turn
+from vitnp.pretrained.positions import RULES, resize_grid
+from vitnp.vit import ConfigError, VisionTransformer, ViTConfig
+
+LETTERS = {"channels": "C", "dim": "D", "mlp_dim": "M", "num_classes": "Y"}
+
+
+def load_pretrained(
+    path: str | os.PathLike[str],
+    dtype: DTypeLike = "float32",
+    *,
+    num_heads: int | None = None,
+    grid: tuple[int, int] | None = None,
+    gelu: str | None = None,
+    layer_norm_eps: float | None = None,
+    num_classes: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    resize: str | None = None,
+) -> VisionTransformer:
+    """Read a model from a file of the original (.npz), timm or torchvision (safetensors), or a folder of transformers.
+
+    The layout and all that a file tells are found. What it may not tell:
+
+    Args:
+        num_heads: timm's and torchvision's files do not say it.
+        grid: rows and columns of patches where they are not a square; only a folder of transformers tells.
+        gelu, layer_norm_eps: where they are others than the layout's own programs take: "tanh" and 1e-6 for the
+            original, "erf" and 1e-6 for timm and torchvision; a folder of transformers tells.
+
+    What may be another than the file's:
+
+        num_classes: another number than the file's gets a head of zeros.
+        image_size: pixels, an int or a (height, width) pair; another one wants `resize`.
+        resize: how the positions go to another grid: "align-corners" as the original, "bilinear", "bicubic" as
+            transformers, "bicubic-antialias" as timm; see `vitnp.pretrained.positions`.
+
+    A network with a class token is taken to classify by it, one without by the mean of all tokens. Files that vitnp
+    wrote say everything. Numbers are converted to `dtype`.
+
+    Raises FileNotFoundError; CheckpointError that lists all that is missing, not expected or of another shape, or says
+    which argument is wanted; ValueError for an unknown rule.
+    """
+    path = Path(path)
+    source = read_source(path)
+    given = {"num_heads": num_heads, "grid": grid, "gelu": gelu, "layer_norm_eps": layer_norm_eps}
+    network = _examine(path, source, {name: value for name, value in given.items() if value is not None})
+    if num_classes is None and not network.has_head:
+        raise CheckpointError(f"{path}: the file has no classifier: give num_classes, for one of zeros")
+    try:
+        config = replace(network.config, image_size=network.config.image_size if image_size is None else image_size)
+        config = replace(config, num_classes=config.num_classes if num_classes is None else num_classes)
+        model = VisionTransformer(config, rng=None, dtype=dtype)
+    except (ConfigError, MemoryError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    _fill(path, model, network, resize)
+    return model
+
+
+@dataclass(frozen=True)
+class Network:
+    """A file's arrays by the names in its layout's table, with the rows that they belong to, and what they are of."""
+
+    config: ViTConfig
+    sizes: Sizes
+    rows: list[Row]
+    tensors: Tensors
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the file has a classifier."""
+        return any(row.own_name == "head.weight" for row in self.rows)
+
+
+def _examine(path: Path, source: Source, given: dict[str, Any]) -> Network:
+    """Compare all arrays with those of the layout, and find out what network they are of."""
+    layout = LAYOUTS[source.layout]
+    tensors = _rename(path, layout, source.tensors)
+    rows = _expected_rows(layout, tensors)
+    sizes = _measure(rows, tensors)
+    names = {row.name for row in rows}
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.dtype.kind == "f"}
+    problems = {
+        "missing": sorted(names - tensors.keys()),
+        "not expected": sorted(tensors.keys() - names),
+        "misshaped": [text for row in rows if (text := _misshaped(row, tensors, sizes))],
+        "not finite": [name for name, tensor in floats.items() if not np.isfinite(tensor).all()],
+    }
+    if any(problems.values()):
+        listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+        raise CheckpointError(f"{path}: not what the layout {source.layout} has; {listed}")
+    try:
+        config = _configure(path, layout, sizes, rows, source.described | given)
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return Network(config, sizes, rows, tensors)
+
+
+def _rename(path: Path, layout: Layout, tensors: Tensors) -> Tensors:
+    """Return the arrays by the names of the layout's table, and the blocks of a stack one by one."""
+    renamed: Tensors = {}
+    for name, tensor in _one_by_one(tensors):
+        for pattern, replacement in layout.aliases:
+            name = re.sub(pattern, replacement, name)
+        if name in renamed:
+            raise CheckpointError(f"{path}: {name} is there twice, under two of its names; expected one")
+        renamed[name] = tensor
+    return renamed
+
+
+def _one_by_one(tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the arrays as the original's first programs wrote them, where later ones write others.
+
+    Those stack the arrays of all blocks, and put the class token in front of patches that have their positions already.
+    """
+    token = any(re.fullmatch("(params/)?cls", name) for name in tensors)
+    for name, tensor in tensors.items():
+        if "Transformer/encoderblock/" in name and tensor.ndim:
+            for i, part in enumerate(tensor):
+                yield name.replace("encoderblock", f"encoderblock_{i}"), part
+        elif token and re.fullmatch("(params/)?pos_embedding", name) and tensor.ndim == 3:
+            yield name, np.pad(tensor, ((0, 0), (1, 0), (0, 0)))
+        else:
+            yield name, tensor
+
+
+def _expected_rows(layout: Layout, tensors: Tensors) -> list[Row]:
+    """Return the rows of a network with as many blocks as the names count, and with those optional parts that exist."""
+    block = re.escape(layout.block).replace(r"\{i\}", r"(\d+)")
+    numbers = [int(match[1]) for name in tensors if (match := re.match(block, name))]
+    # a number that is too large for so few arrays is an entry that is not expected, not a depth
+    depth = max((i for i in numbers if i < len(tensors)), default=0) + 1
+    rows = list(layout.rows(depth))
+    found = [row.own_name for row in rows if row.name in tensors]
+    for part in ["cls_token"] * layout.mean + ["pre_logits.", "head."]:
+        if not any(name.startswith(part) for name in found):
+            rows = [row for row in rows if not row.own_name.startswith(part)]
+    return rows
+
+
+def _measure(rows: list[Row], tensors: Tensors) -> Sizes:
+    """Return the length of every letter that the shapes tell, by majority: what differs is then misshaped."""
+    votes: dict[str, Counter[int]] = defaultdict(Counter)
+    for row in rows:
+        letters, shape = row.shape.split(), tensors[row.name].shape if row.name in tensors else ()
+        if len(letters) == len(shape):
+            for letter, length in zip(letters, shape, strict=True):
+                votes[letter][length] += 1
+    sizes = {letter: counts.most_common(1)[0][0] for letter, counts in votes.items()} | {"1": 1, "3": 3}
+    if not any(row.own_name.startswith("pre_logits.") for row in rows) and "D" in sizes:
+        sizes["R"] = sizes["D"]
+    if "H" not in sizes and "D" in sizes:
+        sizes |= {"H": 1, "K": sizes["D"]}  # no shape depends on it
+    return sizes
+
+
+def _misshaped(row: Row, tensors: Tensors, sizes: Sizes) -> str:
+    """Say what is wrong with an array that is there; nothing where it is as it should be."""
+    if row.name not in tensors:
+        return ""
+    tensor = tensors[row.name]
+    known = all(letter in sizes for letter in row.shape.replace(" ", ""))
+    expected = axes(row.shape, sizes) if known else None
+    if tensor.shape == expected and tensor.dtype.kind == "f":
+        return ""
+    return f"{row.name} is {tensor.dtype} {tensor.shape}, expected floats {expected or row.shape}"
+
+
+def _configure(path: Path, layout: Layout, sizes: Sizes, rows: list[Row], told: dict[str, Any]) -> ViTConfig:
+    """Return the configuration that the shapes, and what the file or the caller told, make together."""
+    own_names = {row.own_name for row in rows}
+    found: dict[str, Any] = {name: sizes[letter] for name, letter in LETTERS.items() if letter in sizes}
+    found |= {
+        "patch_size": (sizes["P"], sizes["Q"]),
+        "depth": sum(name.endswith(".norm1.gamma") for name in own_names),
+        "pool": "token" if "cls_token" in own_names else "mean",
+        "representation_size": sizes["R"] if "pre_logits.weight" in own_names else None,
+    }
+    if any("H" in row.shape.split() for row in rows):
+        found["num_heads"] = sizes["H"]
+    elif "num_heads" not in told:
+        raise CheckpointError(
+            f"{path}: the file does not tell the number of heads: give num_heads, a divisor of {sizes['D']} "
+            "(published networks have 64 columns a head, so num_heads = dim / 64)"
+        )
+    rows_columns = _find_grid(path, sizes["N"], found, told)
+    found["image_size"] = tuple(n * side for n, side in zip(rows_columns, found["patch_size"], strict=True))
+    told = {name: value for name, value in told.items() if name != "grid"}
+    config = ViTConfig(**{"gelu": layout.gelu, "layer_norm_eps": layout.layer_norm_eps, **told, **found})
+    for name, value in told.items():
+        if replace(config, **{name: value}) != config:
+            raise CheckpointError(f"{path}: {name} is said to be {value}, but the arrays have {getattr(config, name)}")
+    return config
+
+
+def _find_grid(path: Path, positions: int, found: dict[str, Any], told: dict[str, Any]) -> tuple[int, int]:
+    """Return rows and columns of the patches; the class token may or may not have a position of its own."""
+    counts = (positions - 1, positions) if found["pool"] == "token" else (positions,)
+    side = math.isqrt(counts[0])
+    if "image_size" in told:
+        sides = told["image_size"] if isinstance(told["image_size"], list | tuple) else (told["image_size"],) * 2
+        grid = tuple(side // patch for side, patch in zip(sides, found["patch_size"], strict=True))
+    elif "grid" in told or side * side == counts[0] > 0:
+        grid = tuple(told["grid"]) if "grid" in told else (side, side)
+    else:
+        raise CheckpointError(
+            f"{path}: {positions} positions, {'with' if found['pool'] == 'token' else 'without'} a class token, are no "
+            "square of patches: give grid=(rows, columns), unless the file is cut"
+        )
+    if math.prod(grid) not in counts or len(grid) != 2 or told.get("grid", grid) != grid:
+        raise CheckpointError(
+            f"{path}: {positions} positions do not go with a grid of {grid}; expected one of "
+            f"{' or '.join(map(str, counts))} patches: give the right grid=(rows, columns)"
+        )
+    return grid
+
+
+def _fill(path: Path, model: VisionTransformer, network: Network, resize: str | None) -> None:
+    """Write the arrays into the model's, turned as the layouts say."""
+    own, same_head = places(model.parameters()), model.config.num_classes == network.config.num_classes
+    for row in network.rows:
+        place, array = own[row.own_name], network.tensors[row.name]
+        if row.own_name == "pos_embed":
+            place[...] = _positions(path, array, model.config, network.config.grid, resize)
+        elif same_head or not row.own_name.startswith("head."):
+            place[...] = turn(array, row.shape, row.own_shape, network.sizes)
+        else:
+            place[...] = 0
+    if not network.has_head:
+        model.classifier.head.weight[...] = model.classifier.head.bias[...] = 0
+
+
+def _positions(
+    path: Path, array: np.ndarray, config: ViTConfig, grid: tuple[int, int], resize: str | None
+) -> np.ndarray:
+    """(1, N, D) of the file -> (1, N, D) of the model."""
+    n, D = math.prod(grid), array.shape[-1]
+    patches = array[:, array.shape[1] - n :]
+    # without a position of its own the class token is as if that were zero
+    token = np.zeros((1, int(config.pool == "token"), D), array.dtype)
+    if array.shape[1] > n:
+        token = array[:, :1]
+    if config.grid != grid:
+        if resize is None:
+            raise CheckpointError(
+                f"{path}: positions for {grid[0]} x {grid[1]} patches, and the model has {config.grid[0]} x "
+                f"{config.grid[1]}: say how to resize them, resize={' or '.join(map(repr, RULES))}"
+            )
+        patches = resize_grid(patches.reshape(*grid, D).astype(np.float64), config.grid, resize).reshape(1, -1, D)
+    return np.concatenate([token, patches], 1)

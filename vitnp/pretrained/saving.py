@@ -1,0 +1,107 @@
+"""Writing a model in the layout of another program."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitnp.backend import to_cpu
+from vitnp.checkpoint import Tensors
+from vitnp.durable import write_atomically
+from vitnp.pretrained.files import DESCRIBED, GELUS, NOTE, NOTED
+from vitnp.pretrained.layouts import LAYOUTS, Sizes, places, turn
+from vitnp.vit import VisionTransformer, ViTConfig
+
+
+def save_pretrained(model: VisionTransformer, path: str | os.PathLike[str], layout: str) -> None:
+    """Write a model as "google" (.npz), "timm" or "torchvision" (safetensors), or "huggingface" (a folder) has it.
+
+    The numbers are written in the model's dtype, bit for bit. Only "huggingface" tells another program which GELU and
+    which epsilon the layer norms have: the others take their own (see `load_pretrained`), unless they are told. vitnp
+    finds both in the file, with all else of the configuration.
+
+    Raises ValueError for an unknown layout, a network that the layout has no place for, complex numbers, and numbers
+    that are not finite; OSError where a file cannot be written, and then an older one is as it was.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}; choose one of {', '.join(map(repr, LAYOUTS))}")
+    tensors, config, path = _arrays(model, layout), model.config, Path(path)
+    if layout == "google":
+        write_atomically(path, _npz(tensors, _note(config)))
+    elif layout == "huggingface":
+        description = json.dumps(_describe(config, model.flat.dtype.name), indent=2)
+        write_atomically(path / "model.safetensors", _safetensors(tensors, {}))
+        write_atomically(path / "config.json", description.encode())
+    else:
+        write_atomically(path, _safetensors(tensors, {NOTE: _note(config)}))
+
+
+def _arrays(model: VisionTransformer, name: str) -> Tensors:
+    """Return the model's parameters by the layout's names, in its shapes."""
+    layout, config = LAYOUTS[name], model.config
+    if config.pool == "mean" and not layout.mean:
+        raise ValueError(f'the layout {name} has no network without class token: use "google" or "timm"')
+    if config.representation_size is not None and not layout.representation:
+        raise ValueError(f"the layout {name} has no classifier after a pre-training head: use another")
+    if model.flat.dtype.kind != "f":
+        raise ValueError(f"the model is {model.flat.dtype}; expected float32 or float64: use model.astype")
+    own = {parameter: to_cpu(array) for parameter, array in model.parameters().items()}
+    if bad := [parameter for parameter, array in own.items() if not np.isfinite(array).all()]:
+        raise ValueError(f"{', '.join(bad)} holds NaN or infinity: such a file would be of no use, so none is written")
+    sizes, own = _sizes(config), places(own)
+    return {
+        row.name: np.ascontiguousarray(turn(own[row.own_name], row.own_shape, row.shape, sizes))
+        for row in layout.rows(config.depth)
+        if row.own_name in own
+    }
+
+
+def _sizes(config: ViTConfig) -> Sizes:
+    P, Q = config.patch_size
+    H, D = config.num_heads, config.dim
+    sizes = {"1": 1, "3": 3, "P": P, "Q": Q, "C": config.channels, "N": config.num_tokens, "D": D, "H": H, "K": D // H}
+    return sizes | {"M": config.mlp_dim, "R": config.representation_size or D, "Y": config.num_classes}
+
+
+def _note(config: ViTConfig) -> str:
+    return json.dumps({name: getattr(config, name) for name in NOTED})
+
+
+def _npz(tensors: Tensors, note: str) -> bytes:
+    """Return a .npz file, with the note as the archive's comment, where no reader of arrays sees it."""
+    file = io.BytesIO()
+    np.savez(file, **tensors)  # type: ignore[arg-type]
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.comment = note.encode()
+    return file.getvalue()
+
+
+def _safetensors(tensors: Tensors, metadata: dict[str, str]) -> bytes:
+    from safetensors.numpy import save
+
+    content: bytes = save(tensors, {"format": "pt", **metadata})  # transformers reads no file without a format
+    return content
+
+
+def _describe(config: ViTConfig, dtype: str) -> dict[str, Any]:
+    """Return the config.json of transformers."""
+    labels = [f"LABEL_{i}" for i in range(config.num_classes)]
+    described: dict[str, Any] = {"architectures": ["ViTForImageClassification"], "model_type": "vit"}
+    for theirs, ours, _ in DESCRIBED:
+        value = getattr(config, ours)
+        # an int where both sides are the same, as older versions want it
+        described[theirs] = value[0] if isinstance(value, tuple) and value[0] == value[1] else value
+    hidden_act = next(name for name in reversed(GELUS) if GELUS[name] == config.gelu)
+    return described | {
+        "hidden_act": hidden_act,
+        "qkv_bias": True,
+        "torch_dtype": dtype,
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
