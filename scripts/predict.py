@@ -2,6 +2,7 @@
 """Say what is on images: each file's most probable classes, by a model that a training script has saved.
 
     python scripts/predict.py runs/mnist/checkpoint.safetensors digit.png --invert --picture seen.png
+    python scripts/predict.py --pretrained vit.npz --labels classes.txt cat.jpg dog.jpg
 
 An image is read at the size and with the channels of the model: cut to its centre and scaled, turned upright, laid on
 white where it is transparent. A file that cannot be read is reported, and the others go on.
@@ -22,6 +23,21 @@ from vitnp.inspection import attention_rollout, check_new_picture, prediction_pi
 
 AT_A_TIME = 64  # images
 PICTURED = 120  # images in a picture, at most
+
+
+def load_pretrained(args):
+    """Return a published model as a classifier: no file says what its classes are and how it takes pixels."""
+    model = vitnp.load_pretrained(args.pretrained, num_heads=args.num_heads)
+    classes, channels = model.config.num_classes, model.config.channels
+    names = [str(k) for k in range(classes)]
+    if args.labels is not None:
+        names = args.labels.read_text(encoding="utf-8").splitlines()
+    if len(names) != classes:
+        raise ValueError(f"{args.labels}: {len(names)} lines; expected {classes}, a name for each class of the model")
+    if args.mean is None or args.std is None:
+        print("pixels go from -1 to 1, as the original has it: --mean and --std for another scale", file=sys.stderr)
+    scale = [given or (0.5,) * channels for given in (args.mean, args.std)]
+    return vitnp.Classifier(model if args.device == "cpu" else model.to_device(args.device), tuple(names), *scale, {})
 
 
 def read_images(paths, config, invert):
@@ -69,7 +85,10 @@ def predict(args):
         check_new_picture(args.picture)
     elif args.attention:
         raise ValueError("--attention is drawn in the picture: name one with --picture")
-    classifier = vitnp.load_classifier(args.checkpoint, args.device)
+    if args.pretrained is None:
+        classifier = vitnp.load_classifier(args.checkpoint, args.device)
+    else:
+        classifier = load_pretrained(args)
     scale = {"mean": classifier.mean, "std": classifier.std}
     widths = max(len(one_line(path)) for path in args.images), max(map(len, classifier.class_names))
     seen = []
@@ -84,12 +103,25 @@ def predict(args):
     return 0 if len(seen) == len(args.images) else 1
 
 
+def numbers(text):
+    return tuple(map(float, text.split(",")))
+
+
 def make_parser():
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path, help="checkpoint.safetensors, as a training script leaves it")
-    parser.add_argument("images", nargs="+", metavar="image", help="image files")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="file",
+        help="checkpoint.safetensors of a training script, then images; or only images",
+    )
+    parser.add_argument("--pretrained", type=Path, metavar="PATH", help="a published model instead of a checkpoint")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="the names of its classes, one a line")
+    parser.add_argument("--num-heads", type=int, metavar="N", help="its attention heads, where its file does not say")
+    parser.add_argument("--mean", type=numbers, help="what is taken from its pixels in [0, 1], as 0.5,0.5,0.5")
+    parser.add_argument("--std", type=numbers, help="what they are divided by then")
     parser.add_argument("--top", type=int, default=3, help="how many classes to name")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw images and probabilities")
     parser.add_argument("--attention", action="store_true", help="with where the model looks, in the picture")
@@ -100,7 +132,21 @@ def make_parser():
     return parser
 
 
+def parse(parser):
+    args = parser.parse_args()
+    if args.pretrained is None:
+        args.checkpoint, *args.images = args.files
+        for option in ("labels", "num_heads", "mean", "std"):
+            if getattr(args, option) is not None:
+                parser.error(f"--{option.replace('_', '-')} goes with --pretrained: a checkpoint tells it itself")
+    else:
+        args.images = args.files
+    if not args.images:
+        parser.error("no image: name one or more after the checkpoint")
+    return args
+
+
 if __name__ == "__main__":
-    args = make_parser().parse_args()
+    args = parse(make_parser())
     sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
     raise SystemExit(train.report_errors(lambda: predict(args), debug=args.debug))

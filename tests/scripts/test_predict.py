@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 import vitnp
 from vitnp.data import load_digits, normalize, read_image
@@ -156,3 +157,65 @@ def test_a_mistake_is_one_line_and_status_1(run, digits_run, files, options, mes
 def test_a_missing_checkpoint_is_one_line_and_a_traceback_on_demand(run, files):
     assert run("predict.py", "no", "a.png", cwd=files, status=1).stderr == "error: no: there is no such checkpoint\n"
     assert "Traceback" in run("predict.py", "no", "a.png", "--debug", cwd=files, status=1).stderr
+
+
+# -- published models -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A model in the original's layout, in timm's without what vitnp notes in it, and its labels."""
+    folder = tmp_path_factory.mktemp("published")
+    model = vitnp.VisionTransformer(vitnp.ViTConfig(image_size=12, patch_size=4, channels=3, num_classes=3), rng=0)
+    model.classifier.head.weight[...] = np.random.default_rng(0).standard_normal((64, 3))
+    vitnp.save_pretrained(model, folder / "vit.npz", "google")
+    vitnp.save_pretrained(model, folder / "vit.safetensors", "timm")
+    save_file(load_file(folder / "vit.safetensors"), folder / "bare.safetensors")
+    (folder / "labels.txt").write_text("cat\ndog\nowl\n")
+    return folder, model
+
+
+def expected_of(model, image, mean, std):
+    return vitnp.predict(model, image[None], mean=mean, std=std)[0]
+
+
+def test_a_published_model_answers_with_the_labels_of_the_file(run, published, files):
+    folder, model = published
+    result = run("predict.py", "--pretrained", folder / "vit.npz", "--labels", folder / "labels.txt", "--json",
+                 "paper.jpg", cwd=files)  # fmt: skip
+    (answer,) = answers(result)
+    expected = expected_of(model, read_image(files / "paper.jpg", size=12, channels=3), [0.5] * 3, [0.5] * 3)
+    truth = dict(zip(("cat", "dog", "owl"), expected, strict=True))
+    assert {each["class"]: each["probability"] for each in answer["classes"]} == pytest.approx(truth, abs=1e-6)
+    assert result.stderr == "pixels go from -1 to 1, as the original has it: --mean and --std for another scale\n"
+
+
+def test_heads_mean_and_std_can_be_told(run, published, files):
+    folder, model = published
+    told = ["--num-heads", 4, "--mean", "0.1,0.2,0.3", "--std", "1,2,3", "--json"]
+    result = run("predict.py", "--pretrained", folder / "bare.safetensors", *told, "paper.jpg", cwd=files)
+    (answer,), image = answers(result), read_image(files / "paper.jpg", size=12, channels=3)
+    changed = vitnp.load_pretrained(folder / "bare.safetensors", num_heads=4)
+    expected = expected_of(changed, image, [0.1, 0.2, 0.3], [1, 2, 3])
+    assert {int(each["class"]): each["probability"] for each in answer["classes"]} == pytest.approx(
+        dict(enumerate(expected)), abs=1e-6
+    )
+    assert np.abs(expected - expected_of(model, image, [0.5] * 3, [0.5] * 3)).max() > 1e-4
+    assert result.stderr == ""
+
+
+def test_what_a_published_model_lacks_is_one_line(run, published, files, tmp_path):
+    folder, _ = published
+    result = run("predict.py", "--pretrained", folder / "bare.safetensors", "a.png", cwd=files, status=1)
+    assert result.stderr.startswith(f"error: {folder / 'bare.safetensors'}: the file does not tell the number of heads")
+    (tmp_path / "two.txt").write_text("cat\ndog\n")
+    given = ["--pretrained", folder / "vit.npz", "--labels", tmp_path / "two.txt"]
+    result = run("predict.py", *given, "a.png", cwd=files, status=1)
+    assert result.stderr == f"error: {tmp_path / 'two.txt'}: 2 lines; expected 3, a name for each class of the model\n"
+
+
+def test_options_of_a_published_model_do_not_go_with_a_checkpoint(run, digits_run, files):
+    result = run("predict.py", digits_run[1], "a.png", "--num-heads", 4, cwd=files, status=2)
+    assert "--num-heads goes with --pretrained: a checkpoint tells it itself" in result.stderr
+    result = run("predict.py", digits_run[1], cwd=files, status=2)
+    assert "no image: name one or more after the checkpoint" in result.stderr
