@@ -22,6 +22,7 @@ INFERENCE = "vitnp/inference.py"
 METRICS = "vitnp/metrics.py"
 NONFINITE = "vitnp/nonfinite.py"
 PARALLEL = "vitnp/parallel.py"
+PRETRAINED = "vitnp/pretrained"
 TRAIN = "vitnp/train.py"
 
 
@@ -79,6 +80,51 @@ PROMISES = (
             _mutant("test_golden.py::test_logits_are_those_of_torch", "layer-norm-eps-outside-the-root"),
             _mutant("test_golden.py::test_the_loss_is_that_of_torch", "loss-smoothing-over-the-others"),
             _mutant("test_golden.py::test_the_gradient_is_that_of_torch", "embeddings-dpos-mean"),
+        ),
+    ),
+    Promise(
+        "A published network computes here what it computes in flax, timm, transformers and torchvision",
+        (
+            _check(
+                "pretrained/test_loading.py::test_logits_are_those_of_the_program_that_wrote_the_file",
+                f"{PRETRAINED}/layouts.py",
+                'zip("qkv", np.split',
+                'zip("vkq", np.split',
+            ),
+            _check(
+                "pretrained/test_loading.py::test_every_gradient_is_that_of_the_program_that_wrote_the_file",
+                f"{PRETRAINED}/files.py",
+                '"gelu": GELUS[config.get("hidden_act", "gelu")]',
+                '"gelu": "tanh"',
+            ),
+        ),
+    ),
+    Promise(
+        "Published networks are written and read again bit for bit",
+        (
+            _check(
+                "pretrained/test_saving.py::test_a_model_goes_through_all_layouts_and_back_bit_for_bit",
+                f"{PRETRAINED}/saving.py",
+                "archive.comment = note.encode()",
+                "pass",
+            ),
+            _check(
+                "pretrained/test_saving.py::test_a_file_of_another_program_is_written_back_array_for_array",
+                f"{PRETRAINED}/saving.py",
+                "np.ascontiguousarray(turn(own[row.own_name], row.own_shape, row.shape, sizes))",
+                "turn(own[row.own_name], row.own_shape, row.shape, sizes)",
+            ),
+        ),
+    ),
+    Promise(
+        "A file that does not fit is refused with all that is wrong",
+        (
+            _check(
+                "pretrained/test_loading.py::test_all_that_is_missing_extra_or_misshaped_is_listed",
+                f"{PRETRAINED}/loading.py",
+                '"not expected": sorted(tensors.keys() - names)',
+                '"not expected": []',
+            ),
         ),
     ),
     Promise(

@@ -233,7 +233,7 @@ def _find_grid(path: Path, positions: int, found: dict[str, Any], told: dict[str
 
 
 def _fill(path: Path, model: VisionTransformer, network: Network, resize: str | None) -> None:
-    """Write the arrays into the model's, turned as the layouts say."""
+    """Write the arrays into the model's, turned as the layouts say; a head that does not fit stays at zero."""
     own, same_head = places(model.parameters()), model.config.num_classes == network.config.num_classes
     for row in network.rows:
         place, array = own[row.own_name], network.tensors[row.name]
@@ -241,10 +241,6 @@ def _fill(path: Path, model: VisionTransformer, network: Network, resize: str | 
             place[...] = _positions(path, array, model.config, network.config.grid, resize)
         elif same_head or not row.own_name.startswith("head."):
             place[...] = turn(array, row.shape, row.own_shape, network.sizes)
-        else:
-            place[...] = 0
-    if not network.has_head:
-        model.classifier.head.weight[...] = model.classifier.head.bias[...] = 0
 
 
 def _positions(
