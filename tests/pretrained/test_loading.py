@@ -333,6 +333,17 @@ def test_a_grid_that_is_no_square_is_asked_for():
         load("timm", grid=None)
 
 
+@pytest.mark.parametrize("grid", [(2, 4, 1), "wide", (2.0, 4.0), (-2, -4)])
+def test_a_grid_that_is_none_is_refused(grid):
+    with pytest.raises(vitnp.CheckpointError, match=r"grid is .*; expected an int"):
+        load("timm", grid=grid)
+
+
+def test_a_grid_may_be_a_list_and_a_square_one_an_int():
+    assert load("timm", grid=[2, 4]).config.grid == (2, 4)
+    assert vitnp.load_pretrained(file_of("torchvision"), num_heads=3, grid=2).config.grid == (2, 2)
+
+
 def test_a_grid_of_another_number_of_patches_is_refused():
     with pytest.raises(
         vitnp.CheckpointError, match=r"9 positions do not go with a grid of \(3, 4\); expected one of 8"
@@ -363,6 +374,7 @@ def test_what_contradicts_the_file_is_refused(case, told, message):
         ({"qkv_bias": False}, "qkv_bias is False; vitnp has True"),
         ({"hidden_size": 12}, "dim is said to be 12, but the arrays have 6"),
         ({"num_hidden_layers": 3}, "depth is said to be 3, but the arrays have 2"),
+        ({"image_size": "large"}, "image_size is 'large'; expected an integer of at least 1"),
         ({"image_size": 224}, r"9 positions do not go with a grid of \(74, 112\)"),
         ({"num_attention_heads": 4}, "dim 6 is not divisible by num_heads 4"),
         ({"layer_norm_eps": "small"}, "layer_norm_eps is 'small'; expected a number"),
@@ -371,6 +383,17 @@ def test_what_contradicts_the_file_is_refused(case, told, message):
 def test_a_config_that_does_not_go_with_the_arrays_is_refused(folder, entries, message):
     with pytest.raises(vitnp.CheckpointError, match=message):
         folder(**entries)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "no readable JSON: Expecting"), ("[]", r"\[\]; expected the configuration of a model")],
+)
+def test_a_config_that_is_none_is_refused(content, message, tmp_path):
+    shutil.copytree(file_of("huggingface"), tmp_path / "m")
+    (tmp_path / "m" / "config.json").write_text(content)
+    with pytest.raises(vitnp.CheckpointError, match=rf"config\.json: {message}"):
+        vitnp.load_pretrained(tmp_path / "m")
 
 
 def test_what_a_config_leaves_out_is_what_transformers_takes(folder):
@@ -467,6 +490,13 @@ def test_pickles_are_refused_with_the_line_that_converts_them(tmp_path):
         assert "a pickle of PyTorch" in str(caught.value)
         assert "s.save_file(" in str(caught.value)
         assert str(caught.value).endswith(f"{path} {tmp_path / 'vit.safetensors'}")
+
+
+def test_an_archive_of_other_things_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "m.npz", "w") as file:
+        file.writestr("readme.txt", b"hello")
+    with pytest.raises(vitnp.CheckpointError, match=r"other things than arrays, as readme\.txt; expected a \.npz file"):
+        vitnp.load_pretrained(tmp_path / "m.npz")
 
 
 def test_an_array_of_objects_is_refused(google):

@@ -102,6 +102,10 @@ def _read_npz(path: Path) -> Source:
     with np.load(path) as file:
         # a checkpoint of a training has the optimizer's state beside the network
         names = [name for name in file.files if not name.startswith("opt/") or name.startswith("opt/target/")]
+        if others := [name for name in names if f"{name}.npy" not in file.zip.namelist()]:
+            raise CheckpointError(
+                f"{path}: an archive of other things than arrays, as {others[0]}; expected a .npz file"
+            )
         tensors = {name: _widen(file[name]) for name in names}
     with zipfile.ZipFile(path) as archive:
         return Source("google", tensors, _read_note(archive.comment.decode()))
@@ -164,7 +168,12 @@ def _read_config(file: Path) -> dict[str, Any]:
     path = file.with_name("config.json")
     if not path.is_file():
         raise CheckpointError(f"{file}: a model of transformers without its config.json, which must be beside it")
-    config = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: no readable JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: {config!r:.40}; expected the configuration of a model of transformers")
     expected = {"model_type": ("vit",), "hidden_act": tuple(GELUS), "pooler_act": ("tanh",), "qkv_bias": (True,)}
     usual = {"model_type": None, "hidden_act": "gelu", "pooler_act": "tanh", "qkv_bias": True}
     for name, choices in expected.items():

@@ -18,7 +18,7 @@ from vitnp.checkpoint import CheckpointError, Tensors
 from vitnp.pretrained.files import Source, read_source
 from vitnp.pretrained.layouts import LAYOUTS, Layout, Row, Sizes, axes, places, turn
 from vitnp.pretrained.positions import RULES, resize_grid
-from vitnp.vit import ConfigError, VisionTransformer, ViTConfig
+from vitnp.vit import ConfigError, VisionTransformer, ViTConfig, _pair
 
 LETTERS = {"channels": "C", "dim": "D", "mlp_dim": "M", "num_classes": "Y"}
 
@@ -28,7 +28,7 @@ def load_pretrained(
     dtype: DTypeLike = "float32",
     *,
     num_heads: int | None = None,
-    grid: tuple[int, int] | None = None,
+    grid: int | tuple[int, int] | None = None,
     gelu: str | None = None,
     layer_norm_eps: float | None = None,
     num_classes: int | None = None,
@@ -41,7 +41,7 @@ def load_pretrained(
 
     Args:
         num_heads: timm's and torchvision's files do not say it.
-        grid: rows and columns of patches where they are not a square; only a folder of transformers tells.
+        grid: rows and columns of patches, where they are not a square; only a folder of transformers tells.
         gelu, layer_norm_eps: where they are others than the layout's own programs take: "tanh" and 1e-6 for the
             original, "erf" and 1e-6 for timm and torchvision; a folder of transformers tells.
 
@@ -108,7 +108,7 @@ def _examine(path: Path, source: Source, given: dict[str, Any]) -> Network:
         raise CheckpointError(f"{path}: not what the layout {source.layout} has; {listed}")
     try:
         config = _configure(path, layout, sizes, rows, source.described | given)
-    except (ConfigError, TypeError) as error:
+    except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
     return Network(config, sizes, rows, tensors)
 
@@ -215,16 +215,16 @@ def _find_grid(path: Path, positions: int, found: dict[str, Any], told: dict[str
     counts = (positions - 1, positions) if found["pool"] == "token" else (positions,)
     side = math.isqrt(counts[0])
     if "image_size" in told:
-        sides = told["image_size"] if isinstance(told["image_size"], list | tuple) else (told["image_size"],) * 2
-        grid = tuple(side // patch for side, patch in zip(sides, found["patch_size"], strict=True))
+        (H, W), (P_h, P_w) = _pair("image_size", told["image_size"]), found["patch_size"]
+        grid = H // P_h, W // P_w
     elif "grid" in told or side * side == counts[0] > 0:
-        grid = tuple(told["grid"]) if "grid" in told else (side, side)
+        grid = _pair("grid", told.get("grid", side))
     else:
         raise CheckpointError(
             f"{path}: {positions} positions, {'with' if found['pool'] == 'token' else 'without'} a class token, are no "
             "square of patches: give grid=(rows, columns), unless the file is cut"
         )
-    if math.prod(grid) not in counts or len(grid) != 2 or told.get("grid", grid) != grid:
+    if math.prod(grid) not in counts or _pair("grid", told.get("grid", grid)) != grid:
         raise CheckpointError(
             f"{path}: {positions} positions do not go with a grid of {grid}; expected one of "
             f"{' or '.join(map(str, counts))} patches: give the right grid=(rows, columns)"
