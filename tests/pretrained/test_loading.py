@@ -2,7 +2,10 @@
 
 import io
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -492,6 +495,22 @@ def test_pickles_are_refused_with_the_line_that_converts_them(tmp_path):
         assert str(caught.value).endswith(f"{path} {tmp_path / 'vit.safetensors'}")
 
 
+@pytest.mark.parametrize(
+    ("case", "pickle", "given", "converted"),
+    [("timm", "vit.pth", "vit.pth", "vit.safetensors"), ("huggingface", "pytorch_model.bin", "", "")],
+)
+def test_the_line_that_converts_a_pickle_does_so(case, pickle, given, converted, tmp_path):
+    torch, folder = pytest.importorskip("torch", reason="PyTorch is not installed"), tmp_path / "a folder"
+    source = next((REFERENCE / case).rglob("model.safetensors"))
+    shutil.copytree(source.parent, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save({name: torch.from_numpy(array) for name, array in load_file(source).items()}, folder / pickle)
+    with pytest.raises(vitnp.CheckpointError) as caught:
+        vitnp.load_pretrained(folder / given)
+    _, _, line = str(caught.value).partition(": python -c ")
+    subprocess.run([sys.executable, "-c", *shlex.split(line)], check=True)
+    assert same_parameters(vitnp.load_pretrained(folder / converted, "float64", **ASKED[case]), load(case))
+
+
 def test_an_archive_of_other_things_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "m.npz", "w") as file:
         file.writestr("readme.txt", b"hello")
@@ -522,8 +541,8 @@ def test_a_checkpoint_of_vitnp_is_sent_to_its_own_reader(tmp_path):
 def test_what_is_not_there_is_named_with_what_is(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing: there is no such file$"):
         vitnp.load_pretrained(tmp_path / "nothing")
-    (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(FileNotFoundError, match=r"model\.safetensors: .*it has \['pytorch_model\.bin'\]"):
+    (tmp_path / "config.json").touch()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors: .*it has \['config\.json'\]"):
         vitnp.load_pretrained(tmp_path)
 
 

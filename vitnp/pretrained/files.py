@@ -7,6 +7,7 @@ projection tells. Nothing in any of them is run: pickles, as PyTorch writes them
 from __future__ import annotations
 
 import json
+import shlex
 import zipfile
 import zlib
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 
 from vitnp.checkpoint import CheckpointError, Tensors
 
+PICKLE = "pytorch_model.bin"  # where older folders of transformers have no model.safetensors
 NOTE = "vitnp.config"  # where the metadata of a safetensors file, or a .npz file's comment, has what vitnp wrote
 PATCHES = {
     "patch_embed.proj.weight": "timm",
@@ -66,6 +68,8 @@ def read_source(path: Path) -> Source:
     Raises FileNotFoundError, or CheckpointError that says what was found and what was expected.
     """
     file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file() and (path / PICKLE).is_file():
+        file = path / PICKLE
     if not file.is_file():
         held = f"; it has {sorted(p.name for p in path.iterdir())}" if path.is_dir() else ""
         raise FileNotFoundError(f"{file}: there is no such file{held}")
@@ -89,11 +93,12 @@ def _is_zip(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             pickled = any(name.endswith(".pkl") for name in archive.namelist())
     if pickled:
+        target = path.with_name("model.safetensors") if path.name == PICKLE else path.with_suffix(".safetensors")
         raise CheckpointError(
             f"{path}: a pickle of PyTorch, which could run anything when it is read; convert it where you trust it: "
             'python -c "import sys, torch, safetensors.torch as s; s.save_file({k: v.contiguous() for k, v in '
             'torch.load(sys.argv[1], weights_only=True).items()}, sys.argv[2])" '
-            f"{path} {path.with_suffix('.safetensors')}"
+            f"{shlex.quote(str(path))} {shlex.quote(str(target))}"
         )
     return start == b"PK"
 
