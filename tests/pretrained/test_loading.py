@@ -430,6 +430,16 @@ def test_an_array_without_which_no_size_is_known_is_listed_as_missing(google):
         google(lambda arrays: arrays.pop("embedding/kernel"))
 
 
+def test_heads_that_are_wider_than_the_network_are_refused(google):
+    def edit(arrays):
+        for name in [name for name in arrays if "DotProductAttention" in name and "out/bias" not in name]:
+            shape = [4 if n == 2 else n for n in arrays[name].shape]
+            arrays[name] = np.ones(shape)
+
+    with pytest.raises(vitnp.CheckpointError, match=r"m\.npz: 3 heads of 4 columns in a width of 6; expected heads"):
+        google(edit)
+
+
 def test_an_array_of_too_few_axes_is_listed(google):
     def edit(arrays):
         arrays["embedding/kernel"] = arrays["embedding/kernel"].reshape(12, 6)

@@ -106,6 +106,11 @@ def _examine(path: Path, source: Source, given: dict[str, Any]) -> Network:
     if any(problems.values()):
         listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
         raise CheckpointError(f"{path}: not what the layout {source.layout} has; {listed}")
+    if sizes["H"] * sizes["K"] != sizes["D"]:
+        raise CheckpointError(
+            f"{path}: {sizes['H']} heads of {sizes['K']} columns in a width of {sizes['D']}; expected heads that "
+            "together are as wide as the network"
+        )
     try:
         config = _configure(path, layout, sizes, rows, source.described | given)
     except ConfigError as error:
