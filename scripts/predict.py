@@ -26,7 +26,7 @@ PICTURED = 120  # images in a picture, at most
 
 
 def load_pretrained(args):
-    """Return a published model as a classifier: no file says what its classes are and how it takes pixels."""
+    """Return a published model as a classifier: few files say what its classes are and how it takes pixels."""
     model = vitnp.load_pretrained(args.pretrained, num_heads=args.num_heads)
     classes, channels = model.config.num_classes, model.config.channels
     names = [str(k) for k in range(classes)]
@@ -34,9 +34,12 @@ def load_pretrained(args):
         names = args.labels.read_text(encoding="utf-8").splitlines()
     if len(names) != classes:
         raise ValueError(f"{args.labels}: {len(names)} lines; expected {classes}, a name for each class of the model")
-    if args.mean is None or args.std is None:
-        print("pixels go from -1 to 1, as the original has it: --mean and --std for another scale", file=sys.stderr)
-    scale = [given or (0.5,) * channels for given in (args.mean, args.std)]
+    preprocessor = args.pretrained / "preprocessor_config.json"  # which folders of transformers have
+    told = json.loads(preprocessor.read_text(encoding="utf-8")) if preprocessor.is_file() else {}
+    mean, std = args.mean or told.get("image_mean"), args.std or told.get("image_std")
+    if mean is None or std is None:
+        print("--mean and --std are 0.5 where they are not told, as in the original", file=sys.stderr)
+    scale = [tuple(given or [0.5] * channels) for given in (mean, std)]
     return vitnp.Classifier(model if args.device == "cpu" else model.to_device(args.device), tuple(names), *scale, {})
 
 

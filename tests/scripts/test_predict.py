@@ -187,7 +187,7 @@ def test_a_published_model_answers_with_the_labels_of_the_file(run, published, f
     expected = expected_of(model, read_image(files / "paper.jpg", size=12, channels=3), [0.5] * 3, [0.5] * 3)
     truth = dict(zip(("cat", "dog", "owl"), expected, strict=True))
     assert {each["class"]: each["probability"] for each in answer["classes"]} == pytest.approx(truth, abs=1e-6)
-    assert result.stderr == "pixels go from -1 to 1, as the original has it: --mean and --std for another scale\n"
+    assert result.stderr == "--mean and --std are 0.5 where they are not told, as in the original\n"
 
 
 def test_heads_mean_and_std_can_be_told(run, published, files):
@@ -201,6 +201,19 @@ def test_heads_mean_and_std_can_be_told(run, published, files):
         dict(enumerate(expected)), abs=1e-6
     )
     assert np.abs(expected - expected_of(model, image, [0.5] * 3, [0.5] * 3)).max() > 1e-4
+    assert result.stderr == ""
+
+
+def test_a_folder_of_transformers_tells_mean_and_std(run, published, files, tmp_path):
+    _, model = published
+    vitnp.save_pretrained(model, tmp_path / "m", "huggingface")
+    scale = {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]}
+    (tmp_path / "m" / "preprocessor_config.json").write_text(json.dumps(scale))
+    result = run("predict.py", "--pretrained", tmp_path / "m", "--json", "paper.jpg", cwd=files)
+    (answer,), image = answers(result), read_image(files / "paper.jpg", size=12, channels=3)
+    assert {int(each["class"]): each["probability"] for each in answer["classes"]} == pytest.approx(
+        dict(enumerate(expected_of(model, image, [0.1, 0.2, 0.3], [1, 2, 3]))), abs=1e-6
+    )
     assert result.stderr == ""
 
 
