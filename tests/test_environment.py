@@ -1,6 +1,7 @@
 """A checkpoint says where it was made, and what has changed since is said by name."""
 
 import platform
+import re
 
 import numpy as np
 import pytest
@@ -15,6 +16,14 @@ def test_the_program_numpy_python_and_the_machine_are_named():
     assert found["vitnp"] == vitnp.__version__
     assert (found["numpy"], found["python"]) == (np.__version__, platform.python_version())
     assert platform.machine() in found["machine"]
+
+
+def test_other_vector_units_are_another_machine(monkeypatch):
+    """They add in another order, so that a resumed run has other bits."""
+    before = environment()
+    info = {"tanh": {"ff": {"current": "VSX4", "available": "VSX4 VSX3"}}}
+    monkeypatch.setattr(np.lib.introspect, "opt_func_info", lambda **names: info)
+    assert re.fullmatch(r"machine .*, VSX4, was .+", changes(before, environment()))
 
 
 @pytest.mark.skipif(not environment()["blas"], reason="threadpoolctl does not know this BLAS")

@@ -38,6 +38,7 @@ RUN = {
     "save_every": 1e9,
 }
 PER_EPOCH, LAST = 4, 12  # steps
+DRAW_CURVES = train._draw_curves  # the real one, which the tests here do without
 NAMES = ("plain", "striped", "dotted")
 
 
@@ -374,6 +375,16 @@ def test_a_disk_that_stays_full_ends_in_an_error_after_the_result(tmp_path, disk
         trainer.run(0.0)
     assert capsys.readouterr().out.splitlines()[-1].startswith("test accuracy")
     assert vitnp.load_checkpoint(tmp_path / train.CHECKPOINT).optimizer.steps == 0
+
+
+def test_metrics_that_are_damaged_are_told_after_the_result(tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="curves.png needs the extra `plots`")
+    trainer = make(tmp_path)
+    trainer.metrics.path.write_bytes(b"garbage\n")
+    damaged = pytest.raises(OSError, match=r"metrics\.jsonl is damaged, so there is no curves\.png")
+    with damaged, mock.patch.object(train, "_draw_curves", DRAW_CURVES):
+        trainer.run(0.0)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("test accuracy")
 
 
 def test_a_disk_that_fills_up_after_the_last_epoch_ends_in_an_error_after_the_result(tmp_path, disk, capsys):

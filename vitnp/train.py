@@ -402,7 +402,10 @@ class Trainer:
             self.metrics.add(step=self.optimizer.steps, **test)
             self.metrics.flush()
             self._draw_attention()
-            _draw_curves(self.folder)
+            try:
+                _draw_curves(self.folder)
+            except (ValueError, KeyError) as error:
+                return OSError(f"{self.folder / METRICS} is damaged, so there is no curves.png: {error}")
         except OSError as error:
             reason = f"not everything could be written ({error.strerror}): make room, and resume"
             return OSError(f"{self.folder}: {reason}") if error.strerror else error

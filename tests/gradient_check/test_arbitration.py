@@ -463,12 +463,9 @@ def test_a_large_array_does_not_blur_a_small_one(mode, method, size):
         return -2 * a * np.exp(-a @ a), b / np.linalg.norm(b)
 
     options = {"mode": mode, "method": method}
-    assert verdict(f, [a, b], right, **options) in (("PASS",) if size < 1e8 else ("PASS", "INCONCLUSIVE"))
-    assert verdict(f, [a, b], lambda a, b: (0 * a, right(a, b)[1]), **options) in ("FAIL", "INCONCLUSIVE")
-    assert verdict(f, [a, b], lambda a, b: (1.1 * right(a, b)[0], right(a, b)[1]), **options) in (
-        "FAIL",
-        "INCONCLUSIVE",
-    )
+    for factor, expected in ((1, "PASS"), (0, "FAIL"), (1.1, "FAIL")):
+        claimed = lambda a, b, k=factor: (k * right(a, b)[0], right(a, b)[1])  # noqa: E731
+        assert verdict(f, [a, b], claimed, **options) == expected
 
 
 @every_mode
@@ -528,8 +525,10 @@ def test_a_place_where_forward_raises_is_one_where_it_is_not_defined(mode):
     def f(A):
         return np.log(np.diag(np.linalg.cholesky((A + A.T) / 2))).sum()
 
-    assert verdict(f, [S], lambda A: 0.5 * np.linalg.inv((A + A.T) / 2), mode=mode) in ("PASS", "INCONCLUSIVE")
-    assert verdict(f, [S], lambda A: 0.6 * np.linalg.inv((A + A.T) / 2), mode=mode) in ("FAIL", "INCONCLUSIVE")
+    assert verdict(f, [S], lambda A: 0.5 * np.linalg.inv((A + A.T) / 2), mode=mode) == "PASS"
+    # In one coordinate the matrix is positive definite within so small a step alone that rounding hides the derivative.
+    wrong = {"full": "INCONCLUSIVE", "directions": "FAIL"}
+    assert verdict(f, [S], lambda A: 0.6 * np.linalg.inv((A + A.T) / 2), mode=mode) == wrong[mode]
 
 
 # -- on the device ----------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ class Attention(Layer):
         self.softmax = Softmax()
         self.dropout = Dropout(dropout)
         self.proj = Linear(dim, dim, rng=None, dtype=dtype)
-        self.proj.lends = True
+        self.proj.lends = True  # the sum behind it keeps nothing
         self.built(rng)
 
     def forward(self, x: Array, ctx: Context) -> Array:

@@ -39,7 +39,7 @@ class MLP(Layer):
         self.dropout1 = Dropout(dropout)
         self.fc2 = Linear(mlp_dim, dim, bias_init=normal(1e-6), rng=None, dtype=dtype)
         self.dropout2 = Dropout(dropout)
-        self.fc1.lends = self.fc2.lends = True
+        self.fc1.lends = self.fc2.lends = True  # GELU keeps its slope, and the sum behind the block nothing
         self.built(rng)
 
     def forward(self, x: Array, ctx: Context) -> Array:
