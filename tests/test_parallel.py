@@ -158,6 +158,11 @@ def test_gradients_leave_the_parameters_as_they_are():
     assert same_bits(setup.model.flat, before)
 
 
+def test_no_gradient_of_the_images_is_computed(monkeypatch):
+    monkeypatch.setattr("vitnp.layers.patch_embed.unpatchify", None)
+    Setup().steps(1)
+
+
 def test_gradients_computed_twice_are_the_same():
     setup = Setup(shards=2)
     assert worst_error(setup.gradients()[1], setup.gradients()[1]) == 0

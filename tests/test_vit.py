@@ -208,6 +208,18 @@ def test_dimages_are_a_fresh_array_in_every_pass(changes):
     assert same_bits(first, before)
 
 
+def test_a_context_without_input_gradient_has_all_others_bit_for_bit():
+    model = hard_model()
+    dlogits, found = normal((BATCH, model.config.num_classes), 3), {}
+    for wanted in (True, False):
+        ctx = Context(train=True, rng=1, input_grad=wanted)
+        model.forward(images_for(model), ctx)
+        dimages = model.backward(dlogits, ctx)
+        assert (dimages is not None) == wanted
+        found[wanted] = {name: gradient.copy() for name, gradient in model.gradients(ctx).items()}
+    assert all(same_bits(found[False][name], found[True][name]) for name in found[True])
+
+
 def test_dimages_are_fresh_where_one_patch_is_the_image():
     model, ctx = hard_model(image_size=(3, 2)), Context(train=True, rng=0)
     dimages = one_pass(model, ctx, images_for(model), labels_for(model))[2]

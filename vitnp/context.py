@@ -34,6 +34,8 @@ class Context:
         train: dropout is active.
         rng: an integer seed for dropout. With rng=None a pass with active dropout raises.
         record: keep what backward needs. Follows `train` unless given.
+        input_grad: the gradient of the images is wanted too. A network's backward returns None without it, as training,
+            which has no use for it, asks for.
 
     Attributes:
         step: which training step this is. A dropout mask is a pure function of (rng, step, layer, row in the batch):
@@ -41,12 +43,15 @@ class Context:
         first_row: where this context's batch begins in the global batch, for shards and micro-batches.
     """
 
-    def __init__(self, train: bool = False, rng: int | None = None, record: bool | None = None) -> None:
+    def __init__(
+        self, train: bool = False, rng: int | None = None, record: bool | None = None, input_grad: bool = True
+    ) -> None:
         if rng is not None and (isinstance(rng, bool) or not hasattr(rng, "__index__")):
             raise TypeError(f"rng is {rng!r}; a Context takes an integer seed or None")
         self.train = train
         self.rng = None if rng is None else rng.__index__()
         self.record = train if record is None else record
+        self.input_grad = input_grad
         self.step = 0
         self.first_row = 0
         self._saved: dict[Layer, SimpleNamespace] = {}

@@ -72,7 +72,7 @@ class ShardedStep:
             micro_batch = max(1, SAVED // saved_bytes(model))
         self.model, self.optimizer, self.shards, self.micro_batch = model, optimizer, shards, micro_batch
         self.clip_norm, self.label_smoothing = math.inf if clip_norm is None else clip_norm, label_smoothing
-        self.contexts = [Context(train=True, rng=rng) for _ in range(shards)]
+        self.contexts = [Context(train=True, rng=rng, input_grad=False) for _ in range(shards)]
         self.correct: Any = 0
         self.norm: Any = 0.0
         self._norms = [layer for layer in model.layers() if isinstance(layer, LayerNorm)]

@@ -221,12 +221,16 @@ class VisionTransformer(Layer):
         return x
 
     def backward(self, dy: Array, ctx: Context) -> Array:
-        """dlogits (B, classes) -> dimages (B, H, W, C), a fresh array; adds every parameter's gradient to `ctx`."""
+        """dlogits (B, classes) -> dimages (B, H, W, C), a fresh array; adds every parameter's gradient to `ctx`.
+
+        In a context that does without the gradient of the images, what it returns is None.
+        """
         dx = self.classifier.backward(dy, ctx)
         for block in reversed(self.blocks):
             dx = block.backward(dx, ctx)
         dx = self.embeddings.backward(self.dropout.backward(dx, ctx), ctx)
-        return self.patch_embed.backward(dx, ctx).copy()
+        dimages = self.patch_embed.backward(dx, ctx)
+        return dimages.copy() if ctx.input_grad else None
 
     def _check(self, images: Array) -> Array:
         """Return the images in the parameters' dtype and on their device, or say what is wrong with them."""

@@ -59,9 +59,14 @@ class Linear(Layer):
 
     def backward(self, dy: Array, ctx: Context) -> Array:
         """dy (..., d_out) -> dx (..., d_in)."""
-        rows, drows = ctx.saved(self).rows, dy.reshape(-1, dy.shape[-1])
-        ctx.add_product(self, "weight", rows.T, drows)
-        ctx.add_row_sum(self, "bias", drows)
-        dx = ctx.lend(self, "dx", rows.shape, like=drows)
+        drows = dy.reshape(-1, dy.shape[-1])
+        self.add_grads(drows, ctx)
+        dx = ctx.lend(self, "dx", (len(drows), len(self.weight)), like=drows)
         array_module(dy).matmul(drows, self.weight.T, out=dx)
         return dx.reshape(*dy.shape[:-1], -1)
+
+    def add_grads(self, drows: Array, ctx: Context) -> None:
+        """Add dW and db, from dy as a matrix of rows: all of backward but dx."""
+        rows = ctx.saved(self).rows
+        ctx.add_product(self, "weight", rows.T, drows)
+        ctx.add_row_sum(self, "bias", drows)

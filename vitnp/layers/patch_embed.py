@@ -59,5 +59,8 @@ class PatchEmbed(Linear):
         return super().forward(patchify(x, self.patch_size), ctx)
 
     def backward(self, dy: Array, ctx: Context) -> Array:
-        """dy (B, N, D) -> dimages (B, H, W, C)."""
+        """dy (B, N, D) -> dimages (B, H, W, C), or None in a context that does without."""
+        if not ctx.input_grad:
+            self.add_grads(dy.reshape(-1, dy.shape[-1]), ctx)
+            return None
         return unpatchify(super().backward(dy, ctx), self.patch_size, self.image_size)
