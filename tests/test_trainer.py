@@ -16,6 +16,8 @@ import pytest
 import vitnp
 from vitnp import train
 from vitnp.data import Dataset
+from vitnp.resuming import load_run
+from vitnp.stopping import Stop
 
 RUN = {
     "patch_size": 3,
@@ -183,7 +185,7 @@ def test_handlers_of_signals_are_as_before_after_a_run(tmp_path):
 def test_a_second_signal_ends_the_process_at_once(monkeypatch):
     statuses = []
     monkeypatch.setattr(os, "_exit", statuses.append)
-    with train._Stop():
+    with Stop():
         os.kill(os.getpid(), signal.SIGINT)
         assert statuses == []
         os.kill(os.getpid(), signal.SIGTERM)
@@ -223,7 +225,7 @@ def test_a_run_goes_on_from_the_predecessor_of_a_damaged_checkpoint(whole, tmp_p
     with pytest.raises(
         vitnp.CheckpointError, match=f"damaged; the one saved before it is {previous}: resume from that"
     ):
-        train._load_run(path, "cpu")
+        load_run(path, "cpu")
     assert vitnp.load_checkpoint(previous).optimizer.steps == 5
     again = resumed(previous)
     assert vitnp.load_checkpoint(path).optimizer.steps == 5  # it is the last one now
@@ -234,7 +236,7 @@ def test_a_run_goes_on_from_the_predecessor_of_a_damaged_checkpoint(whole, tmp_p
 def test_a_damaged_checkpoint_without_a_predecessor_promises_none(tmp_path):
     (tmp_path / train.CHECKPOINT).write_bytes(b"damaged")
     with pytest.raises(vitnp.CheckpointError) as caught:
-        train._load_run(tmp_path / train.CHECKPOINT, "cpu")
+        load_run(tmp_path / train.CHECKPOINT, "cpu")
     assert "before it" not in str(caught.value)
 
 

@@ -21,22 +21,19 @@ import json
 import math
 import os
 import shlex
-import signal
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn, cast
 
 import numpy as np
 
-from vitnp.backend import DeviceError
-from vitnp.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from vitnp.checkpoint import Checkpoint, CheckpointError, save_checkpoint
+from vitnp.console import report_errors
 from vitnp.cores import usable_cores
-from vitnp.data import Augmentation, Batches, DataNotice, Dataset, channel_statistics, normalize, prepared_ahead
+from vitnp.data import Augmentation, Batches, Dataset, channel_statistics, normalize, prepared_ahead
 from vitnp.data.dataset import whole_number
 from vitnp.durable import hold_lock, remove_orphans, write_atomically
 from vitnp.environment import changes, environment
@@ -46,35 +43,16 @@ from vitnp.metrics import Metrics
 from vitnp.nonfinite import first_not_finite
 from vitnp.optim import Adam
 from vitnp.parallel import ShardedStep
+from vitnp.resuming import CHECKPOINT, PLACES, PREVIOUS, load_run, option_name, take_settings
 from vitnp.schedules import DECAYS, warmup_decay
+from vitnp.stopping import Stop, Stopped
 from vitnp.vit import VisionTransformer, ViTConfig
 
-PLACES = (
-    "resume",
-    "out",
-    "data",
-    "mirror",
-    "download",
-    "device",
-    "save_every",
-    "debug",
-)  # options that say where a run happens, not what it is
 PICTURED = 16  # test images in the picture of attention
-CHECKPOINT, PREVIOUS, BEST = "checkpoint.safetensors", "checkpoint.previous.safetensors", "best.safetensors"
+BEST = "best.safetensors"
 METRICS, FAILED = "metrics.jsonl", "failed_step.json"
 RESULTS = (CHECKPOINT, PREVIOUS, BEST, METRICS, FAILED, "attention.png", "curves.png")
 NOTHING_SEEN = {"loss": 0.0, "correct": 0, "images": 0}
-RUN = (
-    "script",
-    "settings",
-    "seen",
-    "images",
-    "seconds",
-    "data",
-    "best",
-    "metrics",
-)  # what a checkpoint says of its run
-
 Loader = Callable[[argparse.Namespace], tuple[Dataset, Dataset]]
 ImageFields = Callable[[argparse.Namespace], dict[str, Any]]
 
@@ -167,11 +145,6 @@ def norm(text: str) -> float | None:
     return None if float(text) == math.inf else float(text)
 
 
-def _shown(name: str, value: Any) -> Any:
-    """A setting as it is written on the command line."""
-    return "inf" if name == "clip_norm" and value is None else value
-
-
 def add_download_options(parser: TrainingParser, layout: str) -> None:
     """Add what a script has whose data set can be downloaded; `layout` says what --data may hold."""
     places = parser.add_argument_group("data")
@@ -191,47 +164,12 @@ def main(parser: TrainingParser, load_data: Loader, image_fields: ImageFields) -
     return report_errors(lambda: _train(parser, args, load_data, image_fields), debug=args.debug)
 
 
-def report_errors(work: Callable[[], int], debug: bool) -> int:
-    """Return what `work` returns; an error that the user can mend is one line and status 1, no traceback."""
-    try:
-        with _notices():
-            return work()
-    except BrokenPipeError:
-        # Whoever read the output has gone (as `| head` does): nothing is left to tell, not even when Python flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # 128 + SIGPIPE, as shells have it
-    except (ValueError, TypeError, OSError, DeviceError, FloatingPointError, MemoryError) as error:
-        if debug:
-            raise
-        print(f"error: {error if str(error) else type(error).__name__}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
-
-
-@contextmanager
-def _notices() -> Iterator[None]:
-    """Meanwhile, what a DataNotice says is one line, without the place in the source that warnings have."""
-    usual = warnings.showwarning
-
-    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-        if issubclass(category, DataNotice):
-            print(f"notice: {message}", file=sys.stderr)
-        else:
-            usual(message, category, *place, **more)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield
-
-
 def _train(parser: TrainingParser, args: argparse.Namespace, load_data: Loader, image_fields: ImageFields) -> int:
     started = time.perf_counter()
     if args.resume:
         with _lock(args.resume.parent):
-            checkpoint = _load_run(args.resume, args.device)
-            _take_settings(parser, args, checkpoint)
+            checkpoint = load_run(args.resume, args.device)
+            take_settings(args, parser.given, checkpoint)
             trainer = Trainer(checkpoint.model, cast(Adam, checkpoint.optimizer), *load_data(args), args)
             trainer.restore(args.resume, checkpoint)
             return trainer.run(started)
@@ -249,17 +187,6 @@ def _lock(folder: Path) -> AbstractContextManager[None]:
     return hold_lock(folder / ".lock", f"trains in {folder}") if folder.is_dir() else nullcontext()
 
 
-def _load_run(path: Path, device: str) -> Checkpoint:
-    """Return the checkpoint; where it is damaged, say that the one before it is there."""
-    try:
-        return load_checkpoint(path, device)
-    except CheckpointError as error:
-        previous = path.with_name(PREVIOUS)
-        if path.name != CHECKPOINT or not previous.exists():
-            raise
-        raise CheckpointError(f"{error}; the one saved before it is {previous}: resume from that") from error
-
-
 def _make_config(args: argparse.Namespace, images: dict[str, Any]) -> ViTConfig:
     names = ("patch_size", "dim", "depth", "mlp_dim", "dropout", "attention_dropout", "pool", "gelu", "pos_init")
     return ViTConfig(num_heads=args.heads, **{name: getattr(args, name) for name in names}, **images)
@@ -272,7 +199,7 @@ def _check_options(args: argparse.Namespace, image_fields: ImageFields) -> ViTCo
     for name, least in at_least.items():
         value = getattr(args, name, None)
         if value is not None and not least <= value < math.inf:
-            raise ValueError(f"{_option(name)} is {value}; it must be {least} or more, and finite")
+            raise ValueError(f"{option_name(name)} is {value}; it must be {least} or more, and finite")
     if args.clip_norm is not None and not args.clip_norm > 0:
         raise ValueError(f"--clip-norm is {args.clip_norm}; it must be above 0")
     if not 0 < args.lr < math.inf:
@@ -289,36 +216,6 @@ def _check_options(args: argparse.Namespace, image_fields: ImageFields) -> ViTCo
 
 def _augmentation(args: argparse.Namespace) -> Augmentation:
     return Augmentation(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Augmentation)})
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _take_settings(parser: TrainingParser, args: argparse.Namespace, checkpoint: Checkpoint) -> None:
-    """Give `args` the settings of the run that resumes; refuse a command line that says otherwise."""
-    progress = checkpoint.progress
-    if checkpoint.optimizer is None or not progress.keys() >= set(RUN):
-        raise CheckpointError(f"{args.resume}: holds a model, but no run that could be resumed")
-    script, settings = progress["script"], progress["settings"]
-    if script != Path(sys.argv[0]).name:
-        raise CheckpointError(f"{args.resume}: a run of {script}, which alone can resume it")
-    if args.resume.name not in (CHECKPOINT, PREVIOUS):
-        raise ValueError(
-            f"--resume is {args.resume}, but a run goes on in the folder of its {CHECKPOINT}: to go on from a copy, "
-            "put it into another folder, under that name"
-        )
-    if "out" in parser.given:
-        raise ValueError(f"--out is {args.out}, but a run resumes in its own folder: leave it out")
-    others = [
-        f"{_option(name)} is {_shown(name, parser.given[name])}, but the run to resume has {_shown(name, value)}"
-        for name, value in settings.items()
-        if parser.given.get(name, value) != value
-    ]
-    if others:
-        raise ValueError(f"{'; '.join(others)}: leave {'it' if len(others) == 1 else 'them'} out")
-    for name, value in settings.items():
-        setattr(args, name, value)
 
 
 def _claim_folder(folder: Path) -> Path:
@@ -374,13 +271,13 @@ class Trainer:
     def run(self, started: float) -> int:
         """Train to the end, test once, and return the exit status; SIGINT and SIGTERM stop it after a step."""
         self._print_head()
-        with _Stop() as stop:
+        with Stop() as stop:
             try:
                 while self.optimizer.steps < self.total_steps or self.seen["images"]:
                     self._epoch(stop)
                 with stop.at_once():
                     loss, accuracy = self.evaluate(self.test)
-            except _Stopped:
+            except Stopped:
                 if self.unsaved:
                     self.save()
                 return self._say_how_to_resume(stop.signal)
@@ -411,7 +308,7 @@ class Trainer:
             return OSError(f"{self.folder}: {reason}") if error.strerror else error
         return None
 
-    def _epoch(self, stop: _Stop) -> None:
+    def _epoch(self, stop: Stop) -> None:
         """Take the steps that are left of the current epoch, then validate; a stop leaves it after a step."""
         from tqdm import tqdm
 
@@ -426,7 +323,7 @@ class Trainer:
                 bar.update()
                 bar.set_postfix(self._running(), refresh=False)
                 if stop.signal:
-                    raise _Stopped
+                    raise Stopped
                 if time.monotonic() - self.saved_at >= self.args.save_every:
                     self._try_to_save()
         self._end_epoch(epoch, stop)
@@ -472,7 +369,7 @@ class Trainer:
             f"{self.saved_steps} in {self.folder / CHECKPOINT}"
         ) from error
 
-    def _end_epoch(self, epoch: int, stop: _Stop) -> None:
+    def _end_epoch(self, epoch: int, stop: Stop) -> None:
         images, speed = self.seen["images"], self._speed()
         train = self.seen["loss"] / images, self.seen["correct"] / images
         with stop.at_once():
@@ -650,45 +547,3 @@ def _draw_curves(folder: Path) -> None:
         axes.set(xlabel="step", ylabel=what, yscale="log" if what == "loss" else "linear")
         axes.legend()
     figure.savefig(folder / "curves.png", dpi=120)
-
-
-class _Stopped(Exception):
-    """A signal came, and what had to be finished is."""
-
-
-class _Stop:
-    """While it is entered, the first SIGINT or SIGTERM is noted in `signal`; a second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self._at_once = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Stop:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Meanwhile a signal raises _Stopped wherever the program is: for work that changes nothing."""
-        self._at_once = True
-        try:
-            if self.signal:
-                raise _Stopped
-            yield
-        finally:
-            self._at_once = False
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
-            os._exit(128 + number)  # no clean-up: every file is whole at any moment
-        self.signal = number
-        with suppress(OSError):  # not print, which may be what was interrupted
-            os.write(2, b"\nstopping after this step; once more to stop at once\n")
-        if self._at_once:
-            raise _Stopped

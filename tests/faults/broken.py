@@ -23,6 +23,8 @@ METRICS = "vitnp/metrics.py"
 NONFINITE = "vitnp/nonfinite.py"
 PARALLEL = "vitnp/parallel.py"
 PRETRAINED = "vitnp/pretrained"
+RESUMING = "vitnp/resuming.py"
+STOPPING = "vitnp/stopping.py"
 TRAIN = "vitnp/train.py"
 
 
@@ -316,7 +318,7 @@ PROMISES = (
         (
             _check(
                 "test_trainer.py::test_a_second_signal_ends_the_process_at_once",
-                TRAIN,
+                STOPPING,
                 "os._exit(128 + number)",
                 "return",
             ),
@@ -397,7 +399,7 @@ PROMISES = (
         (
             _check(
                 "test_trainer.py::test_all_settings_that_differ_from_the_run_are_shown",
-                TRAIN,
+                RESUMING,
                 "f\"{'; '.join(others)}: leave",
                 'f"{others[0]}: leave',
             ),
