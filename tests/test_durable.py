@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from vitnp import durable
 from vitnp.durable import LockedError, hold_lock, remove_orphans, try_lock, write_atomically
 
 HOLD = """
@@ -83,6 +84,14 @@ def test_the_predecessor_may_be_the_same_file_as_after_a_kill(path):
     assert sorted(os.listdir(path.parent)) == ["file", "previous"]
 
 
+def test_what_a_killed_writer_left_of_the_predecessor_is_no_obstacle(path):
+    previous = path.with_name("previous")
+    os.link(path, path.with_name(".previous.link.tmp"))
+    write_atomically(path, b"new", previous)
+    assert (path.read_bytes(), previous.read_bytes()) == (b"new", b"old")
+    assert sorted(os.listdir(path.parent)) == ["file", "previous"]
+
+
 def test_a_write_that_fails_changes_neither_file(path, monkeypatch):
     previous = path.with_name("previous")
     previous.write_bytes(b"older")
@@ -128,6 +137,39 @@ def test_a_writer_holds_a_lock_on_what_it_writes(path, monkeypatch):
     assert len(left[0]) == 1
 
 
+def test_a_temporary_file_that_was_swept_before_it_was_locked_is_made_anew(path, monkeypatch):
+    """Two writers of one file without a lock of their own, as two programs that save one model."""
+    tried, made = durable.try_lock, []
+
+    def sweep_first(file):
+        made.append(1)
+        if len(made) == 1:
+            with monkeypatch.context() as other:
+                other.setattr(durable, "try_lock", tried)
+                remove_orphans(path)
+        return tried(file)
+
+    monkeypatch.setattr(durable, "try_lock", sweep_first)
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert (len(made), os.listdir(path.parent)) == (2, ["file"])
+
+
+def test_an_orphan_is_removed_while_it_is_locked(path, monkeypatch):
+    """Else a writer could lock it in between, and lose what it believes to be its own."""
+    orphan, remove, free = path.with_name(".file.abc.tmp"), os.remove, []
+    orphan.touch()
+
+    def look(name):
+        with open(name, "r+b") as file:
+            free.append(try_lock(file))
+        remove(name)
+
+    monkeypatch.setattr(os, "remove", look)
+    remove_orphans(path)
+    assert (free, orphan.exists()) == ([False], False)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_lock_is_refused_with_its_holder_and_dies_with_it(tmp_path, number):
     lock = tmp_path / "lock"
@@ -144,8 +186,6 @@ def test_a_lock_is_refused_with_its_holder_and_dies_with_it(tmp_path, number):
 
 
 def test_a_lock_that_its_last_holder_removed_is_taken_again(tmp_path, monkeypatch):
-    from vitnp import durable
-
     lock, tried, calls = tmp_path / "lock", durable.try_lock, []
 
     def remove_first(file):
@@ -161,8 +201,6 @@ def test_a_lock_that_its_last_holder_removed_is_taken_again(tmp_path, monkeypatc
 
 
 def test_where_no_locks_are_known_work_goes_on(tmp_path, monkeypatch):
-    from vitnp import durable
-
     def unknown(file):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -179,6 +217,25 @@ def test_where_no_locks_are_known_work_goes_on(tmp_path, monkeypatch):
 def test_a_lock_that_is_a_link_is_refused_and_what_it_leads_to_stays(tmp_path):
     (tmp_path / "precious").write_bytes(b"years of work")
     (tmp_path / ".lock").symlink_to("precious")
+    with pytest.raises(OSError, match=r"\.lock: is no plain file"), hold_lock(tmp_path / ".lock", "trains"):
+        pass
+    assert (tmp_path / "precious").read_bytes() == b"years of work"
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="this system follows links when it opens a file")
+def test_a_lock_that_becomes_a_link_just_then_is_refused_too(tmp_path, monkeypatch):
+    (tmp_path / "precious").write_bytes(b"years of work")
+    (tmp_path / ".lock").symlink_to("precious")
+    monkeypatch.setattr(type(tmp_path), "is_symlink", lambda path: False)
     with pytest.raises(OSError, match=r"\.lock"), hold_lock(tmp_path / ".lock", "trains"):
         pass
     assert (tmp_path / "precious").read_bytes() == b"years of work"
+
+
+@pytest.mark.parametrize("make", [os.mkdir, getattr(os, "mkfifo", os.mkdir)], ids=["folder", "FIFO"])
+def test_what_is_no_file_under_the_name_of_a_lock_is_told_and_left_alone(tmp_path, make):
+    make(tmp_path / ".lock")
+    with pytest.raises(OSError, match=r"\.lock: is no plain file; expected a lock, or nothing: remove it"):
+        with hold_lock(tmp_path / ".lock", "trains"):
+            pass
+    assert (tmp_path / ".lock").exists()

@@ -32,11 +32,9 @@ def write_atomically(path: Path, content: bytes, previous: Path | None = None) -
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_orphans(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    file, temporary = _temporary_beside(path)
     try:
-        with open(handle, "wb") as file:
-            with suppress(OSError):  # some file systems know no locks
-                try_lock(file)
+        with file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -49,6 +47,20 @@ def write_atomically(path: Path, content: bytes, previous: Path | None = None) -
             os.unlink(temporary)
         raise
     sync_folder(path.parent)
+
+
+def _temporary_beside(path: Path) -> tuple[IO[bytes], str]:
+    """Make, open and lock a temporary file, and return it with its name."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        file = open(handle, "wb")  # noqa: SIM115
+        try:
+            ours = try_lock(file)
+        except OSError:
+            ours = True  # a file system that knows no locks
+        if ours and is_same(file, Path(name)):
+            return file, name
+        file.close()  # before it was locked, another writer has taken it for an orphan: once more
 
 
 def _keep(path: Path, previous: Path) -> None:
@@ -66,11 +78,16 @@ def _keep(path: Path, previous: Path) -> None:
 def remove_orphans(path: Path) -> None:
     """Remove what processes that died while they wrote to `path` have left beside it."""
     for orphan in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with suppress(OSError):
-            with open(orphan, "r+b") as file:
-                dead = try_lock(file)
-            if dead:
-                os.remove(orphan)
+        with suppress(OSError), open(orphan, "r+b") as file:
+            if try_lock(file):
+                # While it is locked, so that whoever has just made it and locks it next sees that it is gone.
+                _remove_locked(file, orphan)
+
+
+def _remove_locked(file: IO[bytes], path: Path) -> None:
+    if sys.platform == "win32":  # where an open file cannot be removed
+        file.close()
+    os.remove(path)
 
 
 def sync_folder(folder: Path) -> None:
@@ -95,7 +112,8 @@ def _umask() -> int:
 def hold_lock(path: Path, doing: str) -> Iterator[None]:
     """Hold the lock that is the file `path`, and remove it at the end.
 
-    Raises LockedError where another process holds it, and `doing` says what that does, as "trains in runs/mnist".
+    Raises LockedError where another process holds it, and `doing` says what that does, as "trains in runs/mnist";
+    OSError where something else has its name.
     """
     file = _open_locked(path, doing)
     try:
@@ -104,15 +122,15 @@ def hold_lock(path: Path, doing: str) -> Iterator[None]:
         file.flush()
         yield
     finally:
-        if sys.platform == "win32":  # where an open file cannot be removed
-            file.close()
         with suppress(OSError):
-            os.remove(path)
+            _remove_locked(file, path)
         file.close()
 
 
 def _open_locked(path: Path, doing: str) -> IO[bytes]:
     while True:
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise OSError(f"{path}: is no plain file; expected a lock, or nothing: remove it, or rename it")
         file = open(path, "a+b", opener=_no_link)  # noqa: SIM115
         try:
             free = try_lock(file)
