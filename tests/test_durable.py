@@ -235,7 +235,7 @@ def test_a_lock_that_becomes_a_link_just_then_is_refused_too(tmp_path, monkeypat
 @pytest.mark.parametrize("make", [os.mkdir, getattr(os, "mkfifo", os.mkdir)], ids=["folder", "FIFO"])
 def test_what_is_no_file_under_the_name_of_a_lock_is_told_and_left_alone(tmp_path, make):
     make(tmp_path / ".lock")
-    with pytest.raises(OSError, match=r"\.lock: is no plain file; expected a lock, or nothing: remove it"):
-        with hold_lock(tmp_path / ".lock", "trains"):
-            pass
+    refused = pytest.raises(OSError, match=r"\.lock: is no plain file; expected a lock, or nothing: remove it")
+    with refused, hold_lock(tmp_path / ".lock", "trains"):
+        pass
     assert (tmp_path / ".lock").exists()

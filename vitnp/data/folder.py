@@ -7,7 +7,7 @@
 First the files are listed, which is quick and finds what is missing; then they are read, each into its place in one
 array, so memory is that of the result. A file that is no image at all, as a text or what starts with a dot, is passed
 over; one that is an image but cannot be used is an error, because a class that quietly lacks images is worse. Links
-to files and folders count as these.
+to files and folders count as these, but none may lead from one class to another.
 """
 
 from __future__ import annotations
@@ -54,8 +54,7 @@ class ImageFiles:
 
     def hold_out(self, share: float, seed: int) -> tuple[ImageFiles, ImageFiles]:
         """(the rest, a random `share` of each class, at least one file): disjoint, a pure function of `seed`."""
-        if not 0 < share < 1:
-            raise data_error(f"the test share is {share}; expected a number between 0 and 1")
+        _check_share(share)
         rng, held = random_stream(seed, TEST_SHARE), np.zeros(len(self), bool)
         for label, name in enumerate(self.class_names):
             files = np.flatnonzero(self.labels == label)
@@ -88,14 +87,15 @@ def load_folder(root: PathLike, size: int | tuple[int, int], channels: int = 3) 
 def find_images(root: PathLike) -> ImageFiles:
     """List the image files below `root`, whose sub-folders are the classes; nothing is read yet.
 
-    Raises DataError where there are no sub-folders, for sub-folders without images, and for images of a kind that
-    `read_image` does not read.
+    Raises DataError where there are no sub-folders, for sub-folders without images, for links from one class to another,
+    and for images of a kind that `read_image` does not read.
     """
     root = Path(root).expanduser()
     class_names = _subfolders(root)
     if not class_names:
         raise data_error(f"{root}: has no sub-folders; expected one for each class, with its images in it")
-    files = [_image_files(root / name) for name in class_names]
+    real = [os.path.realpath(root / name) for name in class_names]
+    files = [_image_files(root / name, set(real) - {own}) for name, own in zip(class_names, real, strict=True)]
     class_names = tuple(map(one_line, class_names))
     if empty := [name for name, paths in zip(class_names, files, strict=True) if not paths]:
         raise data_error(
@@ -114,6 +114,7 @@ def find_splits(
     With `test_root`, all of `root` and all of `test_root`. Else, where `root` holds just a folder train and a folder
     test (or val, valid, validation), these two. Else a random `test_share` of each class of `root` is for testing.
     """
+    _check_share(test_share)  # where it is not used, too: a mistake stays one
     root = Path(root).expanduser()
     if test_root is None:
         root, test_root = _split_folders(root)
@@ -128,6 +129,11 @@ def find_splits(
         )
         raise data_error(f"the classes of training and test differ ({found}); expected the same sub-folders in both")
     return train, test
+
+
+def _check_share(share: float) -> None:
+    if not 0 < share < 1:
+        raise data_error(f"the test share is {share}; expected a number between 0 and 1")
 
 
 def _split_folders(root: Path) -> tuple[Path, Path | None]:
@@ -157,16 +163,30 @@ def _refuse_folder(error: OSError) -> NoReturn:
     raise data_error(f"{error.filename}: {found}; expected a folder: check its name and permissions") from error
 
 
-def _image_files(folder: Path) -> list[Path]:
-    """The sorted paths of the images in a folder and below it."""
+def _image_files(folder: Path, others: set[str]) -> list[Path]:
+    """The sorted paths of the images in a class's folder and below it; `others` are the real paths of other classes."""
     found, seen = [], {os.path.realpath(folder)}  # links may lead in circles: no folder is entered twice
     for place, below, names in os.walk(folder, onerror=_refuse_folder, followlinks=True):
         shown = {name: os.path.realpath(os.path.join(place, name)) for name in sorted(below) if not _hidden(name)}
         new = {real: name for name, real in reversed(shown.items()) if real not in seen}
         below[:] = sorted(new.values())  # where walk goes next
+        for real, name in new.items():
+            _check_class(Path(place, name), Path(real), others)
         seen |= new.keys()
         found += [Path(place, name) for name in names if not _hidden(name) and _is_read(Path(place, name))]
     return sorted(found)
+
+
+def _check_class(link: Path, real: Path, others: set[str]) -> None:
+    """Refuse a link that leads to another class, or to a folder that holds one: its images would have two labels."""
+    if not link.is_symlink():
+        return
+    for other in map(Path, sorted(others)):
+        if real.is_relative_to(other) or other.is_relative_to(real):
+            raise data_error(
+                f"{link}: a link to {real}, so that images of the class {other.name} would be of this one, too; "
+                "expected the images of one class: remove the link"
+            )
 
 
 def _hidden(name: str) -> bool:
