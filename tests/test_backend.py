@@ -24,7 +24,7 @@ from helpers import (
 )
 
 import vitnp
-from vitnp import Adam, Context, DeviceError, ShardedStep, array_module, to_cpu, to_device
+from vitnp import SGD, Adam, Context, DeviceError, MovingAverage, ShardedStep, array_module, to_cpu, to_device
 from vitnp.layers.gelu import erf
 
 every_layer = pytest.mark.parametrize("name", LAYERS)
@@ -123,6 +123,18 @@ def test_training_ends_at_the_parameters_of_numpy(backend):
     for name in [name for name in truth if name.endswith("qkv.bias")]:
         found[name], truth[name] = (np.delete(p[name].reshape(3, -1), 1, axis=0) for p in (found, truth))
     assert worst_error(found, truth) < 1e-10
+
+
+def test_sgd_and_a_moving_average_end_at_the_parameters_of_numpy(backend):
+    ends = []
+    for where in (backend, CPU):
+        model = hard_model().to_device(where.device)
+        average = MovingAverage(model, 0.5)
+        step = ShardedStep(model, SGD(model, 0.1, weight_decay=0.1), clip_norm=1.0, rng=5, average=average)
+        for seed in range(3):
+            step.step(where.put(images_for(hard_model(), seed=seed)), where.put(labels_for(model, seed=seed)))
+        ends.append({name: where.get(array).copy() for name, array in average.averaged.parameters().items()})
+    assert worst_error(*ends) < 1e-12
 
 
 def test_training_keeps_float32(backend):

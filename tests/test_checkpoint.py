@@ -1,5 +1,6 @@
 """A checkpoint holds everything, is written whole or not at all, and is refused when it is not what it should be."""
 
+import copy
 import hashlib
 import json
 import math
@@ -84,6 +85,64 @@ def test_training_goes_on_with_the_same_bits(saved):
     for m, o in ((model, optimizer), (loaded.model, loaded.optimizer)):
         vitnp.ShardedStep(m, o, shards=1).step(images, labels)
     np.testing.assert_array_equal(loaded.model.flat, model.flat)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_sgd_and_an_average_come_back_and_go_on_with_the_same_bits(tmp_path, monkeypatch, device):
+    monkeypatch.setattr("vitnp.checkpoint.to_device", lambda vector, device: vector)  # "cuda" is here a second copy
+    monkeypatch.setattr(vitnp.VisionTransformer, "to_device", lambda model, device: copy.deepcopy(model))
+    model = trained_model()[0]
+    optimizer, average = vitnp.SGD(model, 0.1, momentum=0.7, weight_decay=0.2), vitnp.MovingAverage(model, 0.8)
+    images, labels = np.random.default_rng(0).standard_normal((3, 6, 8, 2)).astype("float32"), np.array([0, 1, 2])
+    step = vitnp.ShardedStep(model, optimizer, shards=1, average=average)
+    for _ in range(4):
+        step.step(images, labels)
+    vitnp.save_checkpoint(tmp_path / "m", model, optimizer, average=average)
+    loaded = vitnp.load_checkpoint(tmp_path / "m", device)
+    assert type(loaded.optimizer) is vitnp.SGD
+    assert (loaded.optimizer.lr, loaded.optimizer.momentum, loaded.optimizer.weight_decay) == (0.1, 0.7, 0.2)
+    assert (loaded.average.decay, loaded.average.updates, loaded.optimizer.steps) == (0.8, 4, 4)
+    again = vitnp.ShardedStep(loaded.model, loaded.optimizer, shards=1, average=loaded.average)
+    for one in (step, again):
+        one.step(images, labels)
+    np.testing.assert_array_equal(loaded.model.flat, model.flat)
+    np.testing.assert_array_equal(loaded.optimizer.u, optimizer.u)
+    np.testing.assert_array_equal(loaded.average.averaged.flat, average.averaged.flat)
+
+
+def test_sums_and_averages_stand_under_names_of_their_own(tmp_path):
+    model = trained_model()[0]
+    vitnp.save_checkpoint(tmp_path / "m", model, vitnp.SGD(model, 0.1), average=vitnp.MovingAverage(model))
+    tensors = load_file(tmp_path / "m")
+    assert {name.removesuffix("head.bias") for name in tensors if name.endswith("head.bias")} == {"", "sgd.u.", "ema."}
+    np.testing.assert_array_equal(tensors["ema.norm.gamma"], model.parameters()["norm.gamma"])
+
+
+def test_an_average_of_another_model_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="the average is of another model"):
+        vitnp.save_checkpoint(tmp_path / "m", trained_model()[0], average=vitnp.MovingAverage(trained_model()[0]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda meta: meta["sgd"].pop("momentum"),
+            r"the optimizer's settings are .* expected lr, momentum, weight_decay",
+        ),
+        (lambda meta: meta["sgd"].update(momentum=1.0), "damaged: momentum is 1.0"),
+        (lambda meta: meta["ema"].pop("decay"), r"the average's settings are .* expected decay, updates"),
+        (lambda meta: meta["ema"].update(updates=-1), "the average's settings are"),
+        (lambda meta: meta["ema"].update(decay=1.0), "damaged: decay is 1.0"),
+        (lambda meta: meta.pop("ema"), r"not expected \['ema.blocks.0"),
+    ],
+)
+def test_settings_of_sgd_or_an_average_that_cannot_be_are_refused(tmp_path, change, message):
+    model = trained_model()[0]
+    vitnp.save_checkpoint(tmp_path / "m", model, vitnp.SGD(model, 0.1), average=vitnp.MovingAverage(model))
+    rewrite(tmp_path / "m", lambda tensors, meta: change(meta))
+    with pytest.raises(vitnp.CheckpointError, match=message):
+        vitnp.load_checkpoint(tmp_path / "m")
 
 
 def test_parameters_stand_under_their_own_names(saved):

@@ -90,7 +90,7 @@ def test_no_layer_names_a_dtype_or_a_function_that_loses_imaginary_parts(path):
 
 def test_every_public_name_exists():
     assert all(hasattr(vitnp, name) for name in vitnp.__all__)
-    assert vitnp.__all__ == sorted(vitnp.__all__)
+    assert len(set(vitnp.__all__)) == len(vitnp.__all__)
 
 
 def test_public_names_that_programs_rely_on():

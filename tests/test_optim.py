@@ -1,4 +1,4 @@
-"""Adam against closed forms, which share nothing with its recurrences."""
+"""Adam and SGD against closed forms, which share nothing with their recurrences."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 from helpers import error, hard_model, normal, same_bits
 
 import vitnp
-from vitnp import Adam, Context, clip_global_norm
+from vitnp import SGD, Adam, Context, clip_global_norm
 
 BETAS = (0.9, 0.999)
 
@@ -181,10 +181,100 @@ def test_gaps_between_parameters_stay_zero():
         assert not inside.any()
 
 
+@pytest.mark.parametrize("kind", [Adam, SGD])
 @pytest.mark.parametrize("lr", [0, -1e-3, math.nan, math.inf])
-def test_rate_outside_its_range_is_refused(lr):
+def test_rate_outside_its_range_is_refused(kind, lr):
     with pytest.raises(ValueError, match=f"lr is {lr}"):
-        Adam(hard_model(), lr=lr)
+        kind(hard_model(), lr=lr)
+
+
+# -- SGD --------------------------------------------------------------------------------------------------------------
+
+
+def run_sgd(steps, rate=lambda t: 0.1, dtype="float64", **settings):
+    """-> start, end: parameters by name"""
+    model, ctx, grads = parameters_and_gradients(dtype)
+    start = {name: array.copy() for name, array in model.parameters().items()}
+    optimizer = SGD(model, lr=1.0, **settings)
+    for t in range(1, steps + 1):
+        for array in grads.values():
+            array[...] = gradient(t, array.shape)
+        optimizer.lr = rate(t)
+        optimizer.step(ctx)
+    return start, model.parameters()
+
+
+def change_by_sgd(t, shape, lr=0.1, momentum=0.9):
+    """By how much step t of SGD lowers the parameter: the sum of all gradients, each times μ to its age."""
+    return lr * sum(momentum ** (t - i) * gradient(i, shape) for i in range(1, t + 1))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_parameters_after_some_steps_of_sgd_are_the_closed_form(steps):
+    start, end = run_sgd(steps)
+    for name, p in start.items():
+        assert error(end[name], p - sum(change_by_sgd(t, p.shape) for t in range(1, steps + 1))) < 1e-14
+
+
+def test_the_rate_of_sgd_acts_at_once_and_other_settings_are_the_closed_form_too():
+    start, end = run_sgd(5, rate=lambda t: 0.5 / t, momentum=0.3)
+    for name, p in start.items():
+        assert error(end[name], p - sum(change_by_sgd(t, p.shape, 0.5 / t, 0.3) for t in range(1, 6))) < 1e-14
+
+
+def test_sgd_without_momentum_steps_along_the_gradient():
+    start, end = run_sgd(3, momentum=0.0)
+    for name, p in start.items():
+        assert error(end[name], p - 0.1 * sum(gradient(t, p.shape) for t in (1, 2, 3))) < 1e-14
+
+
+def test_sgd_decays_weights_and_no_others_apart_from_gradient_and_momentum():
+    start, end = run_sgd(3, weight_decay=0.5)
+    for name, p in start.items():
+        truth, factor = p, 0.95 if name.endswith("weight") else 1
+        for t in (1, 2, 3):
+            truth = factor * truth - change_by_sgd(t, p.shape)
+        assert error(end[name], truth) < 1e-14
+
+
+def test_sgd_reaches_elements_beyond_the_first_block_and_keeps_float32():
+    model = vitnp.VisionTransformer(vitnp.ViTConfig(depth=2), rng=0)
+    ctx, start = Context(), model.flat.copy()
+    g = ctx.flat_grad(model.layout, like=model.flat)
+    g[...] = normal(g.shape, 1)
+    optimizer = SGD(model, lr=0.1)
+    optimizer.step(ctx)
+    assert optimizer.u.dtype == model.flat.dtype == np.float32
+    assert abs(model.flat - (start - np.float32(0.1) * g)).max() < 1e-6
+    assert same_bits(optimizer.u, g)
+
+
+def test_without_a_gradient_and_decay_nothing_moves_by_a_bit():
+    for kind in (Adam, SGD):
+        model, ctx, grads = parameters_and_gradients("float32")
+        before, optimizer = {name: p.copy() for name, p in model.parameters().items()}, kind(model, lr=0.1)
+        for t in (1, 2):
+            grads["head.weight"][...] = gradient(t, grads["head.weight"].shape)
+            optimizer.step(ctx)
+        moved = {name for name, p in model.parameters().items() if not same_bits(p, before[name])}
+        assert moved == {"head.weight"}
+
+
+def test_sgd_leaves_gradients_as_they_are_counts_its_steps_and_keeps_gaps_at_zero():
+    model, ctx, grads = parameters_and_gradients()
+    for array in grads.values():
+        array[...] = 1
+    before = ctx.flat_grad(model.layout, like=model.flat).copy()
+    optimizer = SGD(model, lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.step(ctx)
+    assert same_bits(ctx.flat_grad(model.layout, like=model.flat), before)
+    assert optimizer.steps == 3
+    for vector in (model.flat, optimizer.u):
+        inside = vector.copy()
+        for name in model.layout.names:
+            model.layout.view(inside, name)[...] = 0
+        assert not inside.any()
 
 
 @pytest.mark.parametrize("betas", [(-0.1, 0.999), (1, 0.999), (0.9, 1.0), (0.9, -0.1), (math.nan, 0.999)])
@@ -193,12 +283,23 @@ def test_betas_outside_their_range_are_refused(betas):
         Adam(hard_model(), betas=betas)
 
 
-@pytest.mark.parametrize(
-    "settings", [{"eps": 0}, {"eps": -1e-8}, {"eps": math.nan}, {"weight_decay": -0.1}, {"weight_decay": math.nan}]
-)
-def test_eps_and_decay_outside_their_ranges_are_refused(settings):
-    with pytest.raises(ValueError, match="eps must be above 0"):
-        Adam(hard_model(), **settings)
+@pytest.mark.parametrize("eps", [0, -1e-8, math.nan])
+def test_eps_outside_its_range_is_refused(eps):
+    with pytest.raises(ValueError, match=f"eps is {eps}; it must be above 0"):
+        Adam(hard_model(), eps=eps)
+
+
+@pytest.mark.parametrize("kind", [Adam, SGD])
+@pytest.mark.parametrize("decay", [-0.1, math.nan])
+def test_a_decay_outside_its_range_is_refused(kind, decay):
+    with pytest.raises(ValueError, match=f"weight_decay is {decay}; it must be at least 0"):
+        kind(hard_model(), lr=0.1, weight_decay=decay)
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1, math.nan])
+def test_momentum_outside_its_range_is_refused(momentum):
+    with pytest.raises(ValueError, match=f"momentum is {momentum}; it must be at least 0 and below 1"):
+        SGD(hard_model(), lr=0.1, momentum=momentum)
 
 
 # -- clipping ---------------------------------------------------------------------------------------------------------

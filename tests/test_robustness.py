@@ -35,9 +35,16 @@ def test_an_optimizer_of_another_model_is_refused():
         vitnp.Adam(model).step(vitnp.Context(train=True))
 
 
-def test_adam_of_a_lone_layer_is_refused():
-    with pytest.raises(TypeError, match="Adam trains a VisionTransformer"):
-        vitnp.Adam(Linear(2, 2))
+def test_an_average_of_another_model_is_refused():
+    model = hard_model()
+    with pytest.raises(ValueError, match="the average is of another model"):
+        vitnp.ShardedStep(model, vitnp.SGD(model, 0.1), average=vitnp.MovingAverage(hard_model()))
+
+
+@pytest.mark.parametrize("kind", [vitnp.Adam, vitnp.SGD])
+def test_an_optimizer_of_a_lone_layer_is_refused(kind):
+    with pytest.raises(TypeError, match=f"{kind.__name__} trains a VisionTransformer"):
+        kind(Linear(2, 2), lr=0.1)
 
 
 def test_an_infinite_clip_norm_means_none():

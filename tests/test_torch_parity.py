@@ -189,6 +189,29 @@ def test_adam_is_torchs_adamw_for_a_thousand_steps(weight_decay):
     assert max(adam_errors(SMALL, 1000, weight_decay).values()) < 1e-12
 
 
+@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 0.0), (0.5, 0.1)])
+def test_sgd_is_torchs_for_three_hundred_steps_with_the_decay_apart_from_the_gradient(momentum, weight_decay):
+    rng = np.random.default_rng(5)
+    model, values = hard_model(SMALL, rng)
+    truth = {name: torch.from_numpy(value.copy()).requires_grad_() for name, value in values.items()}
+    base = {
+        name: rng.standard_normal(array.shape) * 10.0 ** rng.integers(-9, 1, array.shape)
+        for name, array in values.items()
+    }
+    phase, ctx = {name: rng.uniform(0, 6, array.shape) for name, array in values.items()}, vitnp.Context()
+    optimizer = vitnp.SGD(model, 1.0, momentum, weight_decay)
+    torchs = torch.optim.SGD(truth.values(), lr=1.0, momentum=momentum)
+    for t, rate in enumerate(rng.uniform(1e-3, 0.1, 300).tolist(), start=1):
+        for name, gradient in model.gradients(ctx).items():
+            gradient[...] = base[name] * np.cos(0.1 * t + phase[name])
+            truth[name].grad = torch.from_numpy(gradient.copy())
+            if name.endswith("weight"):
+                truth[name].data.mul_(1 - rate * weight_decay)
+        optimizer.lr = torchs.param_groups[0]["lr"] = rate
+        optimizer.step(ctx), torchs.step()
+    assert max(errors(model.parameters(), {name: p.detach().numpy() for name, p in truth.items()}).values()) < 1e-12
+
+
 def test_adam_is_torchs_adamw_on_more_parameters_than_a_cache_holds():
     assert max(adam_errors(CONFIGS["mnist"], 10, weight_decay=0.1).values()) < 1e-12
 

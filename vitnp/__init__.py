@@ -7,7 +7,8 @@ from vitnp.gradient_check import GradcheckError, assert_gradients, check_layers,
 from vitnp.inference import Classifier, Evaluation, evaluate, features, load_classifier, predict
 from vitnp.layer import Layer
 from vitnp.losses import softmax_cross_entropy
-from vitnp.optim import Adam, clip_global_norm
+from vitnp.moving_average import MovingAverage
+from vitnp.optim import SGD, Adam, clip_global_norm
 from vitnp.parallel import ShardedStep
 from vitnp.pretrained import load_pretrained, save_pretrained
 from vitnp.schedules import warmup_decay
@@ -16,6 +17,7 @@ from vitnp.vit import ConfigError, VisionTransformer, ViTConfig
 __version__ = "0.1.0"
 
 __all__ = [
+    "SGD",
     "Adam",
     "Checkpoint",
     "CheckpointError",
@@ -27,6 +29,7 @@ __all__ = [
     "Evaluation",
     "GradcheckError",
     "Layer",
+    "MovingAverage",
     "ShardedStep",
     "ViTConfig",
     "VisionTransformer",

@@ -1,9 +1,10 @@
 """Checkpoints: a model, its optimizer and where a run stands, in one safetensors file.
 
     <parameter>, as "blocks.0.attn.qkv.weight"     the model's parameters, which any safetensors reader finds by name
-    adam.m.<parameter>, adam.v.<parameter>         the optimizer's moments
-    metadata "vitnp"                               JSON: format, version, configuration, where it was made, optimizer
-                                                   settings, progress, and "sha256": that of every tensor
+    adam.m.<parameter>, adam.v.<parameter>         the optimizer's moments, or of SGD its sums, sgd.u.<parameter>
+    ema.<parameter>                                the moving average, where there is one
+    metadata "vitnp"                               JSON: format, version, configuration, where it was made, settings of
+                                                   optimizer and average, progress, "sha256": of every tensor
     metadata "sha256"                              of that JSON: the format has no checksum itself
 
 A file is written beside its target, flushed to the disk and renamed, so that the target is at any moment the old file
@@ -25,14 +26,15 @@ from typing import Any
 
 import numpy as np
 
-from vitnp.backend import to_cpu, to_device
+from vitnp.backend import Array, to_cpu, to_device
 from vitnp.durable import write_atomically
 from vitnp.environment import environment
-from vitnp.optim import Adam
+from vitnp.moving_average import MovingAverage
+from vitnp.optim import SGD, Adam, Optimizer
 from vitnp.vit import VisionTransformer, ViTConfig
 
 FORMAT = 2
-ADAM_SETTINGS = ("lr", "betas", "eps", "weight_decay", "steps")
+OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "sgd": SGD}  # by their names in the file
 Tensors = dict[str, np.ndarray]
 
 
@@ -48,27 +50,30 @@ class Checkpoint:
         model, optimizer: what was trained; None for an optimizer that was not saved.
         progress: the run's own notes.
         environment: where it was made, as `vitnp.environment` tells it; empty in files of format 1.
+        average: the moving average of the parameters, None where there is none.
     """
 
     model: VisionTransformer
-    optimizer: Adam | None
+    optimizer: Optimizer | None
     progress: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    average: MovingAverage | None = None
 
 
 def save_checkpoint(
     path: str | os.PathLike[str],
     model: VisionTransformer,
-    optimizer: Adam | None = None,
+    optimizer: Optimizer | None = None,
     progress: dict[str, Any] | None = None,
     previous: str | os.PathLike[str] | None = None,
+    average: MovingAverage | None = None,
 ) -> None:
     """Write a checkpoint atomically; `progress` is anything that JSON holds.
 
     With `previous`, the file that was at `path` is kept there.
 
     Raises OSError where the file cannot be written, and ValueError for numbers that are not finite, in tensors or
-    progress, and for an optimizer of another model; an older file at `path` is then as it was.
+    progress, and for an optimizer or an average of another model; an older file at `path` is then as it was.
     """
     from safetensors.numpy import save
 
@@ -76,7 +81,9 @@ def save_checkpoint(
 
     if optimizer is not None and optimizer.model is not model:
         raise ValueError("the optimizer was made for another model: its moments would be of no use beside this one")
-    tensors = _tensors_of(model, optimizer)
+    if average is not None and average.model is not model:
+        raise ValueError("the average is of another model: give the model that it was made with")
+    tensors = _tensors_of(model, optimizer, average)
     if bad := _not_finite(tensors):
         raise ValueError(f"{bad} holds NaN or infinity: a checkpoint of that would be of no use, so none is written")
     meta: dict[str, Any] = {
@@ -89,7 +96,9 @@ def save_checkpoint(
         "sha256": {name: _digest(tensor) for name, tensor in tensors.items()},
     }
     if optimizer is not None:
-        meta["adam"] = {name: getattr(optimizer, name) for name in ADAM_SETTINGS}
+        meta[_name(optimizer)] = {name: getattr(optimizer, name) for name in optimizer.settings}
+    if average is not None:
+        meta["ema"] = {"decay": average.decay, "updates": average.updates}
     description = json.dumps(meta, allow_nan=False)
     content = save(tensors, {"vitnp": description, "sha256": hashlib.sha256(description.encode()).hexdigest()})
     write_atomically(Path(path), content, Path(previous) if previous is not None else None)
@@ -103,31 +112,38 @@ def load_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> Checkp
     meta, tensors = _read(Path(path))
     try:
         model = _build_model(meta, tensors)
-        optimizer = _rebuild_adam(model, meta["adam"]) if "adam" in meta else None
+        optimizer, average = _rebuild_optimizer(model, meta), _rebuild_average(model, meta)
         progress, made_in = dict(meta["progress"]), dict(meta.get("environment", {}))
     except (KeyError, TypeError, ValueError, MemoryError) as error:
         raise CheckpointError(f"{path}: the description of the model is damaged: {error}") from None
-    places = _tensors_of(model, optimizer)
+    places = _tensors_of(model, optimizer, average)
     _compare(path, tensors, places)
     for name, place in places.items():
         place[...] = tensors[name]
     if device == "cpu":
-        return Checkpoint(model, optimizer, progress, made_in)
+        return Checkpoint(model, optimizer, progress, made_in, average)
     on_device = model.to_device(device)
-    if optimizer is not None:
-        m, v, steps = optimizer.m, optimizer.v, optimizer.steps
-        optimizer = _rebuild_adam(on_device, {**meta["adam"], "steps": steps})
-        optimizer.m[...], optimizer.v[...] = to_device(m, device), to_device(v, device)
-    return Checkpoint(on_device, optimizer, progress, made_in)
+    moved_optimizer, moved_average = _rebuild_optimizer(on_device, meta), _rebuild_average(on_device, meta)
+    moved = _vectors_of(on_device, moved_optimizer, moved_average)
+    for name, vector in _vectors_of(model, optimizer, average).items():
+        moved[name][...] = to_device(vector, device)
+    return Checkpoint(on_device, moved_optimizer, progress, made_in, moved_average)
 
 
-def _tensors_of(model: VisionTransformer, optimizer: Adam | None) -> Tensors:
-    """Return everything that is saved, by its name in the file: on a CPU the arrays themselves."""
+def _vectors_of(
+    model: VisionTransformer, optimizer: Optimizer | None, average: MovingAverage | None
+) -> dict[str, Array]:
+    """Return every vector that is saved, by what stands before a parameter's name in the file."""
     vectors = {"": model.flat}
     if optimizer is not None:
-        vectors |= {"adam.m.": optimizer.m, "adam.v.": optimizer.v}
+        vectors |= {f"{_name(optimizer)}.{name}.": getattr(optimizer, name) for name in optimizer.state}
+    return vectors if average is None else vectors | {"ema.": average.averaged.flat}
+
+
+def _tensors_of(model: VisionTransformer, optimizer: Optimizer | None, average: MovingAverage | None) -> Tensors:
+    """Return everything that is saved, by its name in the file: on a CPU the arrays themselves."""
     # Views into a vector are contiguous, which safetensors' writer needs and does not check.
-    on_cpu = {prefix: to_cpu(vector) for prefix, vector in vectors.items()}
+    on_cpu = {prefix: to_cpu(vector) for prefix, vector in _vectors_of(model, optimizer, average).items()}
     return {
         prefix + name: model.layout.view(vector, name)
         for prefix, vector in on_cpu.items()
@@ -142,15 +158,39 @@ def _build_model(meta: dict[str, Any], tensors: Tensors) -> VisionTransformer:
     return VisionTransformer(config, rng=None, dtype=meta["dtype"])
 
 
-def _rebuild_adam(model: VisionTransformer, settings: dict[str, Any]) -> Adam:
-    if sorted(settings) != sorted(ADAM_SETTINGS) or not isinstance(settings["steps"], int) or settings["steps"] < 0:
-        raise ValueError(f"the optimizer's settings are {settings}; expected {', '.join(ADAM_SETTINGS)}")
-    optimizer = Adam(model, betas=settings["betas"], eps=settings["eps"], weight_decay=settings["weight_decay"])
+def _name(optimizer: Optimizer) -> str:
+    return next(name for name, kind in OPTIMIZERS.items() if isinstance(optimizer, kind))
+
+
+def _rebuild_optimizer(model: VisionTransformer, meta: dict[str, Any]) -> Optimizer | None:
+    name = next((name for name in OPTIMIZERS if name in meta), None)
+    if name is None:
+        return None
+    kind, settings = OPTIMIZERS[name], meta[name]
+    if sorted(settings) != sorted(kind.settings) or not _is_count(settings["steps"]):
+        raise ValueError(f"the optimizer's settings are {settings}; expected {', '.join(kind.settings)}")
+    given: dict[str, Any] = {key: value for key, value in settings.items() if key != "steps"}
+    optimizer = kind(model, **{**given, "lr": 1.0})
     optimizer.lr = float(settings["lr"])  # which may be 0, as schedules end there
     if not 0 <= optimizer.lr < math.inf:
         raise ValueError(f"lr is {optimizer.lr}; it must be at least 0")
     optimizer.steps = settings["steps"]
     return optimizer
+
+
+def _rebuild_average(model: VisionTransformer, meta: dict[str, Any]) -> MovingAverage | None:
+    settings = meta.get("ema")
+    if settings is None:
+        return None
+    if sorted(settings) != ["decay", "updates"] or not _is_count(settings["updates"]):
+        raise ValueError(f"the average's settings are {settings}; expected decay, updates")
+    average = MovingAverage(model, settings["decay"])
+    average.updates = settings["updates"]
+    return average
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
 
 
 def _digest(tensor: np.ndarray) -> str:

@@ -1,8 +1,20 @@
-"""Adam with decoupled weight decay (Kingma and Ba, arXiv 1412.6980; Loshchilov and Hutter, arXiv 1711.05101).
+"""SGD with momentum and Adam, each on a model's one vector of parameters.
 
-At step t, for every parameter p with gradient g,
+Both first decay weights, apart from the gradient (Loshchilov and Hutter, arXiv 1711.05101). At step t, for every
+parameter p with gradient g,
 
     p ← p − lr · λ p                         decay, for weights only: never biases, norms, class token or positions
+
+SGD with momentum (Polyak, 1964), the rate outside of the sum, as in PyTorch and in the original, so that a schedule
+acts at once:
+
+    u ← μ u + g                              the sum of all gradients, that of i steps ago times μⁱ
+    p ← p − lr · u
+
+PyTorch's own `weight_decay` of SGD is another, λ p added to g: the momentum makes that a decay of λ / (1 − μ).
+
+Adam (Kingma and Ba, arXiv 1412.6980):
+
     m ← β₁ m + (1 − β₁) g                    running mean of g
     v ← β₂ v + (1 − β₂) g²                   running mean of g²
     p ← p − lr · m̂ / (√v̂ + ε)               m̂ = m / (1 − β₁ᵗ),   v̂ = v / (1 − β₂ᵗ)
@@ -23,42 +35,29 @@ from vitnp.context import Context
 from vitnp.vit import VisionTransformer
 
 
-class Adam:
-    """Adam with decoupled weight decay, on a model's one vector of parameters.
+class Optimizer:
+    """What SGD and Adam share: the decay, and the way through the vector; `_update` is the rule of each.
 
-    Args:
-        model: its parameters are updated in place.
-        lr: step size; assign to `optimizer.lr` to follow a schedule.
-        betas, eps, weight_decay: β₁ and β₂, ε, λ.
-
-    Attributes:
-        steps: t, the number of steps taken.
-        m, v: the running means, vectors of the model's layout.
-
-    Raises ValueError for rates outside their ranges.
+    `settings` names the attributes that say how it trains, `state` its vectors of the model's layout, which start at
+    zero: together they are what a checkpoint holds.
     """
 
-    def __init__(
-        self,
-        model: VisionTransformer,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-    ) -> None:
+    settings: tuple[str, ...]
+    state: tuple[str, ...]
+    _update: Callable[..., None]  # of parameters, gradients and state, all of one part of the vectors, and t
+
+    def __init__(self, model: VisionTransformer, lr: float, weight_decay: float) -> None:
         if not isinstance(model, VisionTransformer):
-            raise TypeError(f"Adam trains a VisionTransformer, whose parameters are one vector; this is {model!r}")
+            trains = f"{type(self).__name__} trains a VisionTransformer"
+            raise TypeError(f"{trains}, whose parameters are one vector; this is {model!r}")
         if not (math.isfinite(lr) and lr > 0):
             raise ValueError(f"lr is {lr}; it must be above 0")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas are {betas}; both must be at least 0 and below 1")
-        if not (eps > 0 and weight_decay >= 0):
-            raise ValueError(f"eps is {eps} and weight_decay {weight_decay}; eps must be above 0, the decay at least 0")
-        self.model, self.lr, self.betas = model, float(lr), (float(betas[0]), float(betas[1]))
-        self.eps, self.weight_decay = float(eps), float(weight_decay)
+        if not weight_decay >= 0:
+            raise ValueError(f"weight_decay is {weight_decay}; it must be at least 0")
+        self.model, self.lr, self.weight_decay = model, float(lr), float(weight_decay)
         self.steps = 0
-        self.m = model.layout.zeros(like=model.flat)
-        self.v = model.layout.zeros(like=model.flat)
+        for name in self.state:
+            setattr(self, name, model.layout.zeros(like=model.flat))
 
     def step(self, ctx: Context, in_parts: Callable[[Callable[[int, int], None], int], Any] | None = None) -> None:
         """Update every parameter by the gradients in `ctx`, which stay as they are.
@@ -72,7 +71,7 @@ class Adam:
             raise ValueError("this Context holds no gradients of the optimizer's model: backward ran on another model?")
         self.steps += 1
         flat, layout = self.model.flat, self.model.layout
-        gradients = ctx.flat_grad(layout, like=flat)
+        gradients, state = ctx.flat_grad(layout, like=flat), [getattr(self, name) for name in self.state]
         # On a CPU all passes run over a block while it is in the cache; on a GPU a block is everything.
         block = 1 << 15 if array_module(flat) is np else layout.size
 
@@ -81,9 +80,76 @@ class Adam:
                 part = slice(first, min(first + block, end))
                 if self.weight_decay:
                     flat[first : min(part.stop, layout.decayed)] *= 1 - self.lr * self.weight_decay
-                self._update(flat[part], gradients[part], self.m[part], self.v[part], self.steps)
+                self._update(flat[part], gradients[part], *(vector[part] for vector in state), self.steps)
 
-        (in_parts or _whole)(update, layout.size)
+        (in_parts or in_one_part)(update, layout.size)
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum and decoupled weight decay, on a model's one vector of parameters.
+
+    Args:
+        model: its parameters are updated in place.
+        lr: step size; assign to `optimizer.lr` to follow a schedule.
+        momentum, weight_decay: μ, 0 for none, and λ.
+
+    Attributes:
+        steps: the number of steps taken.
+        u: the sum of gradients, a vector of the model's layout.
+
+    Raises ValueError for rates outside their ranges, TypeError for what is no VisionTransformer.
+    """
+
+    settings = ("lr", "momentum", "weight_decay", "steps")
+    state = ("u",)
+    u: Array
+
+    def __init__(self, model: VisionTransformer, lr: float, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
+        super().__init__(model, lr, weight_decay)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum is {momentum}; it must be at least 0 and below 1")
+        self.momentum = float(momentum)
+
+    def _update(self, p: Array, g: Array, u: Array, t: int) -> None:
+        u *= self.momentum
+        u += g
+        p -= self.lr * u
+
+
+class Adam(Optimizer):
+    """Adam with decoupled weight decay, on a model's one vector of parameters.
+
+    Args:
+        model: its parameters are updated in place.
+        lr: step size; assign to `optimizer.lr` to follow a schedule.
+        betas, eps, weight_decay: β₁ and β₂, ε, λ.
+
+    Attributes:
+        steps: t, the number of steps taken.
+        m, v: the running means, vectors of the model's layout.
+
+    Raises ValueError for rates outside their ranges, TypeError for what is no VisionTransformer.
+    """
+
+    settings = ("lr", "betas", "eps", "weight_decay", "steps")
+    state = ("m", "v")
+    m: Array
+    v: Array
+
+    def __init__(
+        self,
+        model: VisionTransformer,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(model, lr, weight_decay)
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas are {betas}; both must be at least 0 and below 1")
+        if not eps > 0:
+            raise ValueError(f"eps is {eps}; it must be above 0")
+        self.betas, self.eps = (float(betas[0]), float(betas[1])), float(eps)
 
     def _update(self, p: Array, g: Array, m: Array, v: Array, t: int) -> None:
         beta1, beta2 = self.betas
@@ -100,7 +166,8 @@ class Adam:
         p -= step
 
 
-def _whole(work: Callable[[int, int], None], size: int) -> None:
+def in_one_part(work: Callable[[int, int], None], size: int) -> None:
+    """Do all the work at once: how an optimizer goes through its vector unless threads share it."""
     work(0, size)
 
 

@@ -25,8 +25,9 @@ from vitnp.context import Context
 from vitnp.cores import usable_cores
 from vitnp.layers import LayerNorm
 from vitnp.losses import softmax_cross_entropy
+from vitnp.moving_average import MovingAverage
 from vitnp.nonfinite import check_variances
-from vitnp.optim import Adam, clip_global_norm
+from vitnp.optim import Optimizer, clip_global_norm
 from vitnp.vit import VisionTransformer
 
 SAVED = 96 << 20  # bytes of a shard, in no cache anyway: small networks pass in one, and large ones lose 5 % of a step
@@ -39,11 +40,13 @@ class ShardedStep:
         model, optimizer: what to train, and how.
         shards: how many parts a batch is cut into, one thread each; `usable_cores()` unless said
             (one on a GPU). Results repeat bit for bit at a fixed number, and agree to rounding between numbers.
-        micro_batch: at most so many samples of a shard pass through the network at a time, the others after them;
-            on a CPU, unless said, as many as keep no more than `SAVED` bytes for their backward.
+        micro_batch: at most so many samples of a shard pass through the network at a time, the others after them,
+            whose gradients add up (gradient accumulation): any batch trains in the memory of a micro-batch. On a CPU,
+            unless said, as many as keep no more than `SAVED` bytes for their backward.
         clip_norm: the largest norm of the whole gradient; None for no clipping.
         label_smoothing: as in `softmax_cross_entropy`.
         rng: seed of the dropout masks.
+        average: of the same model, updated after each step.
 
     Attributes:
         contexts: of the shards; the first holds the whole gradient after a step.
@@ -54,12 +57,13 @@ class ShardedStep:
     def __init__(
         self,
         model: VisionTransformer,
-        optimizer: Adam,
+        optimizer: Optimizer,
         shards: int | None = None,
         micro_batch: int | None = None,
         clip_norm: float | None = None,
         label_smoothing: float = 0.0,
         rng: int = 0,
+        average: MovingAverage | None = None,
     ) -> None:
         if shards is None:
             shards = usable_cores() if array_module(model.flat) is np else 1
@@ -68,9 +72,12 @@ class ShardedStep:
                 raise ValueError(f"{name} is {value}; it must be above 0")
         if optimizer.model is not model:
             raise ValueError("the optimizer was made for another model: give ShardedStep the model it was made with")
+        if average is not None and average.model is not model:
+            raise ValueError("the average is of another model: give ShardedStep the model it was made with")
         if micro_batch is None and array_module(model.flat) is np:
             micro_batch = max(1, SAVED // saved_bytes(model))
         self.model, self.optimizer, self.shards, self.micro_batch = model, optimizer, shards, micro_batch
+        self.average = average
         self.clip_norm, self.label_smoothing = math.inf if clip_norm is None else clip_norm, label_smoothing
         self.contexts = [Context(train=True, rng=rng, input_grad=False) for _ in range(shards)]
         self.correct: Any = 0
@@ -90,6 +97,8 @@ class ShardedStep:
         loss = self.gradients(images, labels)
         self.norm = clip_global_norm(self._flat_grad(self.contexts[0]), self.clip_norm)
         self.optimizer.step(self.contexts[0], self._in_parts)
+        if self.average is not None:
+            self.average.update(self._in_parts)
         return loss
 
     def gradients(self, images: Array, labels: Any) -> Any:

@@ -29,7 +29,9 @@ NEAREST = {
     "vitnp/kernels/cpu.py": ("kernels/test_cpu.py", "layers/test_layer_norm.py", "layers/test_gelu.py"),
     "vitnp/layers/patch_embed.py": ("layers/test_patch_embed.py",),
     "vitnp/losses.py": ("test_losses.py",),
+    "vitnp/moving_average.py": ("test_moving_average.py",),
     "vitnp/optim.py": ("test_optim.py",),
+    "vitnp/parallel.py": ("test_moving_average.py", "test_parallel.py"),
     "vitnp/vit.py": (),
 }
 # everything that runs in seconds, the quickest first
@@ -42,6 +44,7 @@ EVERYTHING = (
     "test_layer.py",
     "test_robustness.py",
     "test_optim.py",
+    "test_moving_average.py",
     "test_parallel.py",
     "test_backend.py",
     "test_traps.py",

@@ -36,6 +36,7 @@ TARGETS = {
     "vitnp/losses.py": ("softmax_cross_entropy", "_targets"),
     "vitnp/context.py": ("add_grad", "add_product", "add_row_sum", "zero_grad", "_grad", "flat_grad"),
     "vitnp/optim.py": ("step", "_update", "clip_global_norm"),
+    "vitnp/moving_average.py": ("update",),
 }
 
 _OPERATORS: dict[type, tuple[type, ...]] = {

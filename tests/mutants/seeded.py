@@ -1,8 +1,8 @@
-"""Ninety-three mistakes, as patches of the real sources: each of them was made in some network written by hand.
+"""Mistakes, as patches of the real sources: each of them was made in some network written by hand.
 
     gradient    64  a backward that is not the derivative of its forward
     forward     14  forward and backward agree, and the network is not a Vision Transformer: no gradient check sees it
-    optimizer   11  an update that is not Adam's
+    optimizer   20  an update that is not Adam's or SGD's, an average that is another
     structural   4  right numbers once, by a pass that leaves traces
 
 Where a mistake would be made in the plain formula and in its kernel alike, both are patched: comparing the two does not
@@ -17,6 +17,7 @@ from typing import NamedTuple
 from mutants.trial import Edit
 
 ATTENTION = "vitnp/layers/attention.py"
+AVERAGE = "vitnp/moving_average.py"
 BLOCK = "vitnp/layers/block.py"
 CONTEXT = "vitnp/context.py"
 CPU = "vitnp/kernels/cpu.py"
@@ -28,6 +29,7 @@ LAYER_NORM = "vitnp/layers/layer_norm.py"
 LINEAR = "vitnp/layers/linear.py"
 LOSSES = "vitnp/losses.py"
 OPTIM = "vitnp/optim.py"
+PARALLEL = "vitnp/parallel.py"
 PATCH_EMBED = "vitnp/layers/patch_embed.py"
 SOFTMAX = "vitnp/layers/softmax.py"
 
@@ -85,7 +87,11 @@ CORRECT_ROOT = "root *= 1 / math.sqrt(1 - beta2**t)\n"
 ADD_EPS = "root += self.eps\n"
 STEP_SIZE = "step *= self.lr / (1 - beta1**t)"
 DECAY = "flat[first : min(part.stop, layout.decayed)] *= 1 - self.lr * self.weight_decay\n"
-UPDATE = "self._update(flat[part], gradients[part], self.m[part], self.v[part], self.steps)"
+SUM_OF_GRADIENTS = "u *= self.momentum\n        u += g\n"
+STEP = "        self.optimizer.step(self.contexts[0], self._in_parts)\n"
+TAKE_AVERAGE = "        if self.average is not None:\n            self.average.update(self._in_parts)\n"
+RISE = "kept = min(self.decay, (1 + self.updates) / (10 + self.updates))"
+UPDATE = "self._update(flat[part], gradients[part], *(vector[part] for vector in state), self.steps)"
 
 
 _GRADIENT: tuple[tuple, ...] = (
@@ -699,9 +705,45 @@ _OPTIMIZER: tuple[tuple, ...] = (
     (
         "adam-float32-means",
         "m and v are float32 whatever the parameters are",
-        (OPTIM, "self.m = model.layout.zeros(like=model.flat)", 'self.m = model.layout.zeros(model.flat.astype("f4"))'),
-        (OPTIM, "self.v = model.layout.zeros(like=model.flat)", 'self.v = model.layout.zeros(model.flat.astype("f4"))'),
+        (OPTIM, "model.layout.zeros(like=model.flat)", 'model.layout.zeros(model.flat.astype("f4"))'),
     ),
+)
+
+_SGD: tuple[tuple, ...] = (
+    ("sgd-momentum-forgets", "the sum is of the last gradient alone", (OPTIM, SUM_OF_GRADIENTS, "u[...] = g\n")),
+    (
+        "sgd-momentum-dampened",
+        "the sum adds (1 - μ) g instead of g",
+        (OPTIM, SUM_OF_GRADIENTS, SUM_OF_GRADIENTS.replace("+= g", "+= (1 - self.momentum) * g")),
+    ),
+    (
+        "sgd-rate-in-the-sum",
+        "each gradient keeps the rate of its own step",
+        (OPTIM, SUM_OF_GRADIENTS, SUM_OF_GRADIENTS.replace("+= g", "+= self.lr * g")),
+        (OPTIM, "p -= self.lr * u", "p -= u"),
+    ),
+    (
+        "sgd-looks-ahead",
+        "the step is along g + μ u, as Nesterov's",
+        (OPTIM, "p -= self.lr * u", "p -= self.lr * (g + self.momentum * u)"),
+    ),
+    (
+        "average-of-stale-weights",
+        "the average takes the parameters from before the step",
+        (PARALLEL, STEP + TAKE_AVERAGE, TAKE_AVERAGE + STEP),
+    ),
+    (
+        "average-decay-turned-round",
+        "what is new counts d, what is old 1 - d",
+        (AVERAGE, "(1 - kept) * (p[part] - a[part])", "kept * (p[part] - a[part])"),
+    ),
+    ("average-never-warms-up", "d is the decay from the first step on", (AVERAGE, RISE, "kept = self.decay")),
+    (
+        "average-counts-late",
+        "d is that of the update before",
+        (AVERAGE, RISE, RISE.replace("self.updates", "(self.updates - 1)")),
+    ),
+    ("average-is-the-model", "the average has the model's own memory", (AVERAGE, "copy.deepcopy(model)", "model")),
 )
 
 _STRUCTURAL: tuple[tuple, ...] = (
@@ -739,6 +781,6 @@ _STRUCTURAL: tuple[tuple, ...] = (
 MUTANTS = (
     *(_mutant(name, "gradient", *rest) for name, *rest in _GRADIENT),
     *(_mutant(name, "forward", *rest) for name, *rest in _FORWARD),
-    *(_mutant(name, "optimizer", "optimizer", *rest) for name, *rest in _OPTIMIZER),
+    *(_mutant(name, "optimizer", "optimizer", *rest) for name, *rest in (*_OPTIMIZER, *_SGD)),
     *(_mutant(name, "structural", *rest) for name, *rest in _STRUCTURAL),
 )
