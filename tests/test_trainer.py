@@ -287,6 +287,50 @@ def test_metrics_that_are_gone_are_told(tmp_path, stop_after, capsys):
     assert "lacks 3 lines that the run had written" in capsys.readouterr().err
 
 
+# -- probes -----------------------------------------------------------------------------------------------------------
+
+PROBED = {"probe_every": 2, "probe_shots": 3, "epochs": 4}
+
+
+def test_a_probe_is_taken_after_every_so_many_epochs_and_a_resumed_run_has_the_same(tmp_path, stop_after, capsys):
+    make(tmp_path / "whole", **PROBED).run(0.0)
+    shown = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "   probe " in line]
+    found = [line for line in lines(tmp_path / "whole") if "probe_accuracy" in line]
+    assert ([line["epoch"] for line in found], shown) == ([2, 4], ["2", "4"])
+    assert {line["probe_shots"] for line in found} == {3}
+    trainer = make(tmp_path / "run", **PROBED)
+    stop_after(trainer, 2 * PER_EPOCH)
+    trainer.run(0.0)
+    assert resumed(tmp_path / "run" / train.CHECKPOINT, **PROBED).run(0.0) == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_probe_s_strength_and_its_accuracy_come_from_different_halves_of_the_validation(tmp_path):
+    trainer = make(tmp_path, **PROBED)
+    found = trainer._probe()
+    scale = {"mean": trainer.batches.mean, "std": trainer.batches.std}
+    fit, held_out = dataset(40, 1).split(10, 0)
+    few = fit.subset(vitnp.few_shot_indices(fit.labels, 3))
+    held = vitnp.features(trainer.model, held_out.images, **scale)
+    validation = held[::2], held_out.labels[::2]
+    options = {"num_classes": 3, "validation": validation}
+    probe = vitnp.linear_probe(vitnp.features(trainer.model, few.images, **scale), few.labels, **options)
+    assert found["probe_strength"] == probe.strength
+    assert found["probe_accuracy"] == probe.accuracy(held[1::2], held_out.labels[1::2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"probe_shots": 20}, "class 0 has .* images; expected at least 20"),
+        ({"held_out": 1}, "--held-out is 1; --probe-every wants 2 or more"),
+    ],
+)
+def test_what_no_probe_could_learn_from_is_told_before_the_training(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(**{**PROBED, **changes})
+
+
 # -- what is kept -----------------------------------------------------------------------------------------------------
 
 
@@ -557,6 +601,7 @@ def run_main(monkeypatch, options):
         (["--epochs", "0"], "--epochs is 0; it must be 1 or more, and finite"),
         (["--warmup-epochs", "-1"], "--warmup-epochs is -1.0; it must be 0 or more, and finite"),
         (["--weight-decay", "inf"], "--weight-decay is inf; it must be 0 or more, and finite"),
+        (["--probe-every", "0"], "--probe-every is 0; it must be 1 or more, and finite"),
         (["--clip-norm", "nan"], "--clip-norm is nan; it must be above 0"),
         (["--crop", "0"], "crop is 0.0; expected a number from 0.01 to 1"),
     ],

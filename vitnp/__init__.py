@@ -3,6 +3,7 @@
 from vitnp.backend import DeviceError, array_module, to_cpu, to_device
 from vitnp.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from vitnp.context import Context, ContextError
+from vitnp.few_shot import LinearProbe, few_shot_indices, linear_probe
 from vitnp.gradient_check import GradcheckError, assert_gradients, check_layers, gradcheck
 from vitnp.inference import Classifier, Evaluation, evaluate, features, load_classifier, predict
 from vitnp.layer import Layer
@@ -29,6 +30,7 @@ __all__ = [
     "Evaluation",
     "GradcheckError",
     "Layer",
+    "LinearProbe",
     "MovingAverage",
     "ShardedStep",
     "ViTConfig",
@@ -39,7 +41,9 @@ __all__ = [
     "clip_global_norm",
     "evaluate",
     "features",
+    "few_shot_indices",
     "gradcheck",
+    "linear_probe",
     "load_checkpoint",
     "load_classifier",
     "load_pretrained",

@@ -37,7 +37,8 @@ from vitnp.data import Augmentation, Batches, Dataset, channel_statistics, norma
 from vitnp.data.dataset import whole_number
 from vitnp.durable import hold_lock, remove_orphans, write_atomically
 from vitnp.environment import changes, environment
-from vitnp.inference import evaluate
+from vitnp.few_shot import few_shot_indices, linear_probe
+from vitnp.inference import evaluate, features
 from vitnp.inspection import attention_picture, attention_rollout
 from vitnp.metrics import Metrics
 from vitnp.nonfinite import first_not_finite
@@ -111,6 +112,10 @@ def training_parser(description: str, **defaults: Any) -> TrainingParser:
     recipe.add_argument("--label-smoothing", type=float, help="share of the target spread over all classes")
     recipe.add_argument("--clip-norm", type=norm, default=1.0, help="largest norm of the gradient, inf for any")
     recipe.add_argument("--held-out", type=int, help="training images kept for validation")
+    recipe.add_argument(
+        "--probe-every", type=int, metavar="EPOCHS", help="epochs between linear probes of the features"
+    )
+    recipe.add_argument("--probe-shots", type=int, default=10, help="images of each class that a probe learns from")
     recipe.add_argument("--seed", type=int, default=0, help="of everything random")
     recipe.add_argument("--shards", type=int, default=usable_cores(), help="threads, each with a part of the batch")
     recipe.add_argument(
@@ -194,7 +199,7 @@ def _make_config(args: argparse.Namespace, images: dict[str, Any]) -> ViTConfig:
 
 def _check_options(args: argparse.Namespace, image_fields: ImageFields) -> ViTConfig:
     """Return the network's configuration, or raise ValueError that names the option whose value cannot be."""
-    at_least = dict.fromkeys(("epochs", "batch_size", "held_out", "shards", "micro_batch", "images"), 1)
+    at_least = dict.fromkeys(("epochs", "batch_size", "held_out", "shards", "micro_batch", "images", "probe_every"), 1)
     at_least |= dict.fromkeys(("seed", "warmup_epochs", "weight_decay", "label_smoothing", "save_every"), 0)
     for name, least in at_least.items():
         value = getattr(args, name, None)
@@ -248,6 +253,7 @@ class Trainer:
         self.fit_indices, held_out = train_set.split_indices(args.held_out, args.seed)
         fit_set, self.validation = train_set.subset(self.fit_indices), train_set.subset(held_out)
         self.test, (mean, std) = test_set, channel_statistics(fit_set.images)
+        self.shots = self._choose_shots(fit_set) if args.probe_every else None
         self.data = {"training": train_set.digest(), "test": test_set.digest()}
         options = {"seed": args.seed, "mean": mean, "std": std}
         self.batches = Batches(fit_set, args.batch_size, augmentation=_augmentation(args), **options)
@@ -374,13 +380,35 @@ class Trainer:
         train = self.seen["loss"] / images, self.seen["correct"] / images
         with stop.at_once():
             validation = self.evaluate(self.validation)
+            probed = self._probe() if self.shots and (epoch + 1) % self.args.probe_every == 0 else {}
         result = {"epoch": epoch + 1, "validation_loss": validation[0], "validation_accuracy": validation[1]}
-        self.metrics.add(step=self.optimizer.steps, **result)
+        self.metrics.add(step=self.optimizer.steps, **result, **probed)
         self.seen = dict(NOTHING_SEEN)
         self._keep_if_best(epoch + 1, validation[1])
         self._try_to_save()
         numbers = f"{train[0]:10.4f} {100 * train[1]:8.2f} % {validation[0]:10.4f} {100 * validation[1]:8.2f} %"
-        print(f"{epoch + 1:5d} {numbers} {self.optimizer.lr:9.2e} {speed:9,.0f} {self.seconds:8.1f}", flush=True)
+        probe = f"   probe {100 * probed['probe_accuracy']:.2f} %" if probed else ""
+        print(f"{epoch + 1:5d} {numbers} {self.optimizer.lr:9.2e} {speed:9,.0f} {self.seconds:8.1f}{probe}", flush=True)
+
+    def _choose_shots(self, fit_set: Dataset) -> Dataset:
+        """Return what a probe learns from: the same images in every epoch."""
+        if len(self.validation) < 2:
+            raise ValueError(f"--held-out is {len(self.validation)}; --probe-every wants 2 or more")
+        options = {"seed": self.args.seed, "num_classes": len(fit_set.class_names)}
+        return fit_set.subset(few_shot_indices(fit_set.labels, self.args.probe_shots, **options))
+
+    def _probe(self) -> dict[str, float]:
+        """Return the accuracy of a linear probe on one half of the validation images; the other chose its strength."""
+        shots, labels = cast(Dataset, self.shots), self.validation.labels
+        mean, std = self.batches.mean, self.batches.std
+        few, held_out = (features(self.model, x.images, mean=mean, std=std) for x in (shots, self.validation))
+        chosen_by, classes = (held_out[::2], labels[::2]), len(shots.class_names)
+        probe = linear_probe(few, shots.labels, num_classes=classes, validation=chosen_by)
+        return {
+            "probe_shots": self.args.probe_shots,
+            "probe_strength": probe.strength,
+            "probe_accuracy": probe.accuracy(held_out[1::2], labels[1::2]),
+        }
 
     def evaluate(self, dataset: Dataset) -> tuple[float, float]:
         """Return the mean loss and the accuracy in [0, 1], dropout off; ValueError where they would not be finite."""

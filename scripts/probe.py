@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""Tell how good a network's features are: a linear classifier on a few images of each class, the network frozen.
+
+    python scripts/probe.py runs/mnist/checkpoint.safetensors
+    python scripts/probe.py --pretrained ViT-B_16.npz --set cifar10 --shots 5,10,25,all
+
+The classifier is solved for, not trained: regularised least squares, its strength chosen on images held out of the
+training set. Each row is the mean over some choices of the shots, each with the accuracy on the whole test set.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+import vitnp
+from vitnp import data, train
+
+ALL = "all"  # as many shots as there are
+
+
+def digits(part, root, seed):
+    return data.load_digits(*((5000, seed) if part == "train" else (2000, 1_000_000 + seed)))
+
+
+SETS = {
+    "digits": digits,
+    "mnist": lambda part, root, seed: data.load_mnist(part, root),
+    "fashion-mnist": lambda part, root, seed: data.load_fashion_mnist(part, root),
+    "cifar10": lambda part, root, seed: data.load_cifar10(part, root),
+    "cifar100": lambda part, root, seed: data.load_cifar100(part, root),
+}
+
+
+def load_network(args):
+    """Return the model, what its images are normalised with, and the settings of its run, where they are known."""
+    if args.pretrained is None:
+        trained = vitnp.load_classifier(args.checkpoint, args.device)
+        return trained.model, {"mean": trained.mean, "std": trained.std}, trained.progress
+    model = vitnp.load_pretrained(args.pretrained, num_heads=args.num_heads)
+    half = [0.5] * model.config.channels
+    return model.to_device(args.device), {"mean": args.mean or half, "std": args.std or half}, {}
+
+
+def name_of_set(progress):
+    """Return which data set a run was of, by its script."""
+    settings = progress.get("settings", {})
+    return {
+        "train_digits.py": "digits",
+        "train_mnist.py": "fashion-mnist" if settings.get("fashion") else "mnist",
+        "train_cifar.py": f"cifar{settings.get('classes')}",
+    }.get(progress.get("script"))
+
+
+def load_sets(args, model, progress):
+    """Return training set and test set, at the size of the model."""
+    name, config = args.set or name_of_set(progress), model.config
+    if args.folder is not None:
+        splits = data.find_splits(args.folder, None, 0.1, args.seed)
+        return [split.read(config.image_size, config.channels) for split in splits]
+    if name is None:
+        raise ValueError(f"the network is of {progress.get('script') or args.pretrained}: name its images by --set")
+    return [SETS[name](part, args.data, args.seed) for part in ("train", "test")]
+
+
+def choose(fit, args):
+    """Return for each number of shots a list of choices, each the indices of its images."""
+    found = {}
+    for shots in args.shots:
+        if shots == ALL:
+            found[shots] = [np.arange(len(fit))]
+        else:
+            options = {"num_classes": len(fit.class_names)}
+            found[shots] = [vitnp.few_shot_indices(fit.labels, shots, seed=k, **options) for k in range(args.choices)]
+    return found
+
+
+def print_row(shots, classes, training, held_out, test):
+    """Print what came out for so many shots; `training` has features and labels for each choice."""
+    probes = [vitnp.linear_probe(*one, num_classes=classes, validation=held_out) for one in training]
+    validation = 100 * np.mean([probe.accuracies[probe.strength] for probe in probes])
+    accuracies = [100 * probe.accuracy(*test) for probe in probes]
+    strengths = ", ".join(f"2^{np.log2(probe.strength):.0f}" for probe in probes)
+    numbers = f"{validation:10.2f} % {np.mean(accuracies):8.2f} % {np.std(accuracies):6.2f}"
+    print(f"{shots:>5} {len(training[0][1]):8,} {numbers}   {strengths}", flush=True)
+
+
+def probe(args):
+    started = time.perf_counter()
+    if args.choices < 1:
+        raise ValueError(f"--choices is {args.choices}; it must be at least 1")
+    model, scale, progress = load_network(args)
+    whole, test = load_sets(args, model, progress)
+    fit, held_out = whole.split(args.held_out, args.seed)
+    choices = choose(fit, args)
+    used = np.unique(np.concatenate([few for of_shots in choices.values() for few in of_shots]))  # no others pass
+
+    def features_and_labels(dataset):
+        return vitnp.features(model, dataset.images, **scale), dataset.labels
+
+    features = features_and_labels(fit.subset(used))[0]
+    validation, test_pair = features_and_labels(held_out), features_and_labels(test)
+    print(
+        f"{whole.name}: {len(fit):,} images to choose from, {len(held_out):,} that choose the strength, "
+        f"{len(test):,} of the test\n{features.shape[1]} features\n\n"
+        "shots   images   validation       test      ±   strength, one for each choice of the shots"
+    )
+    for shots, of_shots in choices.items():
+        training = [(features[np.searchsorted(used, few)], fit.labels[few]) for few in of_shots]
+        print_row(shots, len(whole.class_names), training, validation, test_pair)
+    print(f"{time.perf_counter() - started:.1f} s in all")
+    return 0
+
+
+def shots(text):
+    return [word if word == ALL else int(word) for word in text.split(",")]
+
+
+def numbers(text):
+    return tuple(map(float, text.split(",")))
+
+
+def make_parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, nargs="?", help="as a training script leaves it")
+    parser.add_argument("--pretrained", type=Path, metavar="PATH", help="a published model instead of a checkpoint")
+    parser.add_argument("--num-heads", type=int, metavar="N", help="its attention heads, where its file does not say")
+    parser.add_argument("--mean", type=numbers, help="what is taken from its pixels in [0, 1]; 0.5 unless said")
+    parser.add_argument("--std", type=numbers, help="what they are divided by then; 0.5 unless said")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--set", choices=SETS, help="the images; unless said, those of the checkpoint's run")
+    source.add_argument("--folder", type=Path, help="your own images instead: a sub-folder per class")
+    parser.add_argument("--data", type=Path, help="where the data set is, as in training")
+    parser.add_argument("--shots", type=shots, default="5,10,25", help="images of each class, or all, after commas")
+    parser.add_argument("--choices", type=int, default=3, help="how often the shots are chosen anew")
+    parser.add_argument("--held-out", type=int, default=1000, help="training images that choose the strength")
+    parser.add_argument("--seed", type=int, default=0, help="of what is held out; as in training, the same images")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs CuPy and an NVIDIA GPU")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+if __name__ == "__main__":
+    parser = make_parser()
+    args = parser.parse_args()
+    if (args.checkpoint is None) == (args.pretrained is None):
+        parser.error("expected a checkpoint or --pretrained PATH, one of the two")
+    raise SystemExit(train.report_errors(lambda: probe(args), debug=args.debug))
