@@ -87,8 +87,8 @@ def load_folder(root: PathLike, size: int | tuple[int, int], channels: int = 3) 
 def find_images(root: PathLike) -> ImageFiles:
     """List the image files below `root`, whose sub-folders are the classes; nothing is read yet.
 
-    Raises DataError where there are no sub-folders, for sub-folders without images, for links from one class to another,
-    and for images of a kind that `read_image` does not read.
+    Raises DataError where there are no sub-folders, for sub-folders without images, for links from one class to
+    another, and for images of a kind that `read_image` does not read.
     """
     root = Path(root).expanduser()
     class_names = _subfolders(root)
