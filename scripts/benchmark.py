@@ -118,18 +118,6 @@ def make_batch(batch, config):
     return vitnp.VisionTransformer(config, rng=0), images, rng.integers(0, config.num_classes, batch)
 
 
-def product_flops(config):
-    """Return the floating-point operations of the matrix products of one image's forward; backward has twice as many.
-
-    Dosovitskiy et al., section 3.1 and appendix A: a product (m, k) @ (k, n) has m k n multiplications and additions.
-    """
-    N, D, M, (P_h, P_w) = config.num_tokens, config.dim, config.mlp_dim, config.patch_size
-    block = N * D * (3 * D + D + 2 * M) + 2 * N * N * D
-    patches, hidden = config.num_patches * P_h * P_w * config.channels * D, config.representation_size
-    head = D * hidden + hidden * config.num_classes if hidden else D * config.num_classes
-    return 2 * (patches + config.depth * block + head)
-
-
 def square_product():
     """Return a function that multiplies two large square matrices on all cores, and its operations."""
     a, b = np.random.default_rng(0).standard_normal((2, SQUARE, SQUARE), np.float32)
@@ -174,7 +162,7 @@ def measure(name, batch, config, args):
     sides = {side: SIDES[side](model.astype("float32"), images, labels, args.device) for side in args.sides}
     compare_results(sides, args.inference)
     calls = {side: functions.infer if args.inference else functions.train for side, functions in sides.items()}
-    flops = batch * product_flops(config) * (1 if args.inference else 3)
+    flops = vitnp.summary(config, batch).flops * (1 if args.inference else 3)  # backward has twice as many as forward
     if args.device == "cpu":
         calls["square"], square_flops = square_product()
     times = time_in_turn(calls, args.seconds)

@@ -6,6 +6,7 @@ from vitnp.context import Context, ContextError
 from vitnp.few_shot import LinearProbe, few_shot_indices, linear_probe
 from vitnp.gradient_check import GradcheckError, assert_gradients, check_layers, gradcheck
 from vitnp.inference import Classifier, Evaluation, evaluate, features, load_classifier, predict
+from vitnp.inspection.summary import summary
 from vitnp.layer import Layer
 from vitnp.losses import softmax_cross_entropy
 from vitnp.moving_average import MovingAverage
@@ -51,6 +52,7 @@ __all__ = [
     "save_checkpoint",
     "save_pretrained",
     "softmax_cross_entropy",
+    "summary",
     "to_cpu",
     "to_device",
     "warmup_decay",

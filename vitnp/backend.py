@@ -20,10 +20,11 @@ class DeviceError(RuntimeError):
 
 
 def array_module(x: Array) -> ModuleType:
-    """Return `numpy` or `cupy`, whichever made the array `x`."""
+    """Return `numpy` or `cupy`, whichever made the array `x`; an array of another kind says `x.xp` itself."""
     if type(x).__module__.partition(".")[0] == "cupy":
         return importlib.import_module("cupy")
-    return np
+    module: ModuleType = getattr(x, "xp", np)
+    return module
 
 
 def to_cpu(x: Array) -> np.ndarray:

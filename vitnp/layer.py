@@ -11,7 +11,6 @@ and whether weight decay applies. Children are layers in attributes, alone or in
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Self
@@ -153,7 +152,8 @@ class Layer:
 
     def _clone(self) -> Self:
         """Return a copy of the tree of layers that still shares the arrays."""
-        clone = copy.copy(self)
+        clone = object.__new__(type(self))  # copy.copy would go the way of pickle, which copies a model's parameters
+        vars(clone).update(vars(self))
         for attribute, child in vars(self).items():
             if isinstance(child, Layer):
                 setattr(clone, attribute, child._clone())
