@@ -6,6 +6,7 @@ import json
 import math
 import os
 import stat
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import vitnp
-from vitnp.checkpoint import _digest
+from vitnp.checkpoint import LONGEST, _digest
 from vitnp.environment import environment
 
 OF_FORMAT_1 = Path(__file__).parent / "reference" / "checkpoint_format_1.safetensors"
@@ -185,7 +186,7 @@ def test_a_file_that_may_not_be_read_is_named(saved, monkeypatch):
     def refuse(*arguments, **options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("safetensors.safe_open", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(vitnp.CheckpointError, match=r"model.safetensors: cannot be read \(Permission denied\)"):
         vitnp.load_checkpoint(saved[0])
 
@@ -241,6 +242,109 @@ def test_a_header_that_promises_what_is_not_there_is_refused(tmp_path, content):
     path = tmp_path / "m"
     path.write_bytes(len(content).to_bytes(8, "little") + content + bytes(8))
     with pytest.raises(vitnp.CheckpointError, match="no readable checkpoint"):
+        vitnp.load_checkpoint(path)
+
+
+def with_header(path, header, data=b""):
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+
+
+def peak_of(path):
+    """The bytes that a load takes at most, whether it ends well or is refused, and what it says."""
+    tracemalloc.start()
+    try:
+        vitnp.load_checkpoint(path)
+        said = ""
+    except vitnp.CheckpointError as error:
+        said = str(error)
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return peak, said
+
+
+def test_loading_takes_the_memory_of_what_is_loaded_and_no_more(tmp_path):
+    model = vitnp.VisionTransformer(vitnp.ViTConfig(dim=256, depth=2), rng=0)
+    vitnp.save_checkpoint(tmp_path / "m", model, vitnp.Adam(model))
+    vitnp.load_checkpoint(tmp_path / "m")  # imports
+    assert peak_of(tmp_path / "m")[0] < 1.5 * (tmp_path / "m").stat().st_size
+
+
+def test_of_a_huge_file_no_tensor_is_read_before_it_is_expected(saved, tmp_path):
+    of_others = b'{"w":{"dtype":"F32","shape":[67108864],"data_offsets":[0,268435456]}}'
+    with_header(tmp_path / "m", of_others)
+    os.truncate(tmp_path / "m", 8 + len(of_others) + 2**28)  # a file with a hole: it takes no room
+    peak, said = peak_of(tmp_path / "m")
+    assert "not one of vitnp's" in said
+    assert peak < 1 << 20
+    content = saved[0].read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+    header["w"] = {"dtype": "F32", "shape": [2**26], "data_offsets": [end, end + 2**28]}
+    with_header(saved[0], json.dumps(header).encode())
+    os.truncate(saved[0], saved[0].stat().st_size + end + 2**28)
+    peak, said = peak_of(saved[0])
+    assert "not expected ['w']" in said
+    assert peak < 1 << 20
+
+
+def test_the_header_of_a_bomb_is_read_to_a_bound(tmp_path):
+    with_header(tmp_path / "m", b'{"w":[' + (LONGEST // 3 - 9) * b"{}," + b"0]}")
+    peak, said = peak_of(tmp_path / "m")
+    assert "no readable checkpoint" in said
+    assert peak < 160e6  # what a process takes that trains a small network
+    with_header(tmp_path / "m", b'{"w":[' + LONGEST * b"{}," + b"0]}")
+    peak, said = peak_of(tmp_path / "m")
+    assert "its header would have" in said
+    assert peak < 1e6
+
+
+def test_a_progress_that_no_header_can_hold_is_refused_before_it_is_written(tmp_path):
+    with pytest.raises(ValueError, match=r"the description has .* bytes, expected at most 4,194,304: make `progress`"):
+        vitnp.save_checkpoint(tmp_path / "m", trained_model()[0], progress={"notes": "x" * LONGEST})
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_name_that_is_there_twice_is_refused_though_both_say_the_same(saved):
+    path, *_ = saved
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header, rest = content[8 : 8 + length].rstrip(), content[8 + length :]
+    entry = json.dumps(json.loads(header)["head.bias"])
+    with_header(path, header[:-1] + f',"head.bias":{entry}}}'.encode(), rest)
+    with pytest.raises(vitnp.CheckpointError, match=r"no readable checkpoint, .*: a name is there twice among"):
+        vitnp.load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "description", ["[" * 200_000, '{"format": 2, "format": 2}', "5", "[]", '{"format": []}', "{}", '"x"', "null"]
+)
+def test_a_description_that_is_none_is_refused(tmp_path, description):
+    digest = hashlib.sha256(description.encode()).hexdigest()
+    save_file({"w": np.zeros(3, "float32")}, tmp_path / "m", {"vitnp": description, "sha256": digest})
+    with pytest.raises(vitnp.CheckpointError, match=f"{tmp_path / 'm'}: "):
+        vitnp.load_checkpoint(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda entry: entry.update(data_offsets=[4, 20]), "expected it to begin at"),
+        (lambda entry: entry.update(data_offsets=[0, 10**9]), "expected it to begin at"),
+        (lambda entry: entry.update(dtype="I32"), r"head.bias is I32 \(5,\), 20 bytes; expected float32 \(5,\)"),
+        (lambda entry: entry.update(shape=[5.0, 1]), r"head.bias is float32 \(5.0, 1\), 20 bytes"),
+        (lambda entry: entry.pop("dtype"), "no readable checkpoint"),
+        (lambda entry: entry.update(data_offsets="ab"), "no readable checkpoint"),
+    ],
+)
+def test_a_header_that_does_not_fit_its_tensors_is_refused(saved, change, message):
+    path, *_ = saved
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    change(header["head.bias"])
+    with_header(path, json.dumps(header).encode(), content[8 + length :])
+    with pytest.raises(vitnp.CheckpointError, match=message):
         vitnp.load_checkpoint(path)
 
 

@@ -20,9 +20,11 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -34,6 +36,8 @@ from vitnp.optim import SGD, Adam, Optimizer
 from vitnp.vit import VisionTransformer, ViTConfig
 
 FORMAT = 2
+LONGEST = 4 << 20  # bytes of a header: a thousand tensors have 0.2 million, the names of 21,841 classes 0.6 million
+DTYPES = {"F32": "float32", "F64": "float64", "C64": "complex64"}  # of the format's, those that a model may have
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "sgd": SGD}  # by their names in the file
 Tensors = dict[str, np.ndarray]
 
@@ -73,7 +77,8 @@ def save_checkpoint(
     With `previous`, the file that was at `path` is kept there.
 
     Raises OSError where the file cannot be written, and ValueError for numbers that are not finite, in tensors or
-    progress, and for an optimizer or an average of another model; an older file at `path` is then as it was.
+    progress, for a progress of megabytes, and for an optimizer or an average of another model; an older file at `path`
+    is then as it was.
     """
     from safetensors.numpy import save
 
@@ -101,6 +106,8 @@ def save_checkpoint(
         meta["ema"] = {"decay": average.decay, "updates": average.updates}
     description = json.dumps(meta, allow_nan=False)
     content = save(tensors, {"vitnp": description, "sha256": hashlib.sha256(description.encode()).hexdigest()})
+    if (length := int.from_bytes(content[:8], "little")) > LONGEST:
+        raise ValueError(f"the description has {length:,} bytes, expected at most {LONGEST:,}: make `progress` smaller")
     write_atomically(Path(path), content, Path(previous) if previous is not None else None)
 
 
@@ -109,17 +116,19 @@ def load_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> Checkp
 
     Raises FileNotFoundError, or CheckpointError that names the file, what was found and what was expected.
     """
-    meta, tensors = _read(Path(path))
-    try:
-        model = _build_model(meta, tensors)
-        optimizer, average = _rebuild_optimizer(model, meta), _rebuild_average(model, meta)
-        progress, made_in = dict(meta["progress"]), dict(meta.get("environment", {}))
-    except (KeyError, TypeError, ValueError, MemoryError) as error:
-        raise CheckpointError(f"{path}: the description of the model is damaged: {error}") from None
-    places = _tensors_of(model, optimizer, average)
-    _compare(path, tensors, places)
-    for name, place in places.items():
-        place[...] = tensors[name]
+    path = Path(path)
+    with _opened(path) as file:
+        metadata, entries = _read_header(file)
+        meta = _read_description(path, metadata)
+        try:
+            model = _build_model(meta, len(entries))
+            optimizer, average = _rebuild_optimizer(model, meta), _rebuild_average(model, meta)
+            progress, made_in = dict(meta["progress"]), dict(meta.get("environment", {}))
+        except (KeyError, TypeError, ValueError, MemoryError) as error:
+            raise CheckpointError(f"{path}: the description of the model is damaged: {error}") from None
+        places = _tensors_of(model, optimizer, average)
+        _compare(path, entries, places)
+        _fill(path, file, metadata, meta, entries, places)
     if device == "cpu":
         return Checkpoint(model, optimizer, progress, made_in, average)
     on_device = model.to_device(device)
@@ -151,10 +160,10 @@ def _tensors_of(model: VisionTransformer, optimizer: Optimizer | None, average: 
     }
 
 
-def _build_model(meta: dict[str, Any], tensors: Tensors) -> VisionTransformer:
+def _build_model(meta: dict[str, Any], tensors: int) -> VisionTransformer:
     config = ViTConfig(**meta["config"])
-    if config.depth > len(tensors):  # before a damaged number makes a million layers
-        raise ValueError(f"depth {config.depth} does not go with {len(tensors)} tensors")
+    if config.depth > tensors:  # before a damaged number makes a million layers
+        raise ValueError(f"depth {config.depth} does not go with {tensors} tensors")
     return VisionTransformer(config, rng=None, dtype=meta["dtype"])
 
 
@@ -199,31 +208,67 @@ def _digest(tensor: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> tuple[dict[str, Any], Tensors]:
-    """Return the description and the tensors, both as they were written."""
-    from safetensors import SafetensorError, safe_open
+# -- reading ----------------------------------------------------------------------------------------------------------
+#
+# Not with the library that writes, which would read every tensor into memory of its own: here nothing is read that is
+# not expected, and what is goes to its place, so that the largest file costs no more than the model that it describes.
 
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The open file; whatever turns out to be wrong with its content is a CheckpointError."""
     _check_file(path)
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if "vitnp" not in metadata:
-            raise CheckpointError(f"{path}: a safetensors file, but not one of vitnp's: it has no such metadata")
-        meta = json.loads(metadata["vitnp"], parse_float=_finite, parse_constant=_finite)
-        if meta["format"] not in (1, FORMAT):
-            raise CheckpointError(
-                f"{path}: format {meta['format']}, written by vitnp {meta.get('vitnp')}; "
-                f"this version reads formats 1 to {FORMAT}: use that one, or a later one"
-            )
-        (_check_digest_of_all if meta["format"] == 1 else _check_digests)(path, metadata, meta, tensors)
-        return meta, tensors
+        with open(path, "rb") as file:
+            yield file
     except CheckpointError:
         raise
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}): check its permissions") from None
-    except (SafetensorError, ValueError, TypeError, AttributeError, KeyError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path}: no readable checkpoint, it is damaged or cut short: {error}") from None
+
+
+def _read_header(file: IO[bytes]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the metadata, and of each tensor its "dtype", "shape" and "data_offsets", all as they were written.
+
+    The format: 8 bytes that tell the length of a JSON object, that object, and the tensors without a gap.
+    """
+    length, rest = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size - 8
+    if not 0 < length <= min(rest, LONGEST):
+        raise ValueError(f"its header would have {length:,} bytes; expected at most {min(max(rest, 0), LONGEST):,}")
+    header = json.loads(file.read(length).decode(), object_pairs_hook=_each_once)
+    metadata, end = header.pop("__metadata__", {}), 0
+    for name, (start, stop) in sorted(((name, e["data_offsets"]) for name, e in header.items()), key=lambda e: e[1]):
+        if start != end or stop < start:
+            raise ValueError(f"{name} is at bytes {start} to {stop}; expected it to begin at {end}")
+        end = stop
+    if end != rest - length:
+        raise ValueError(f"its tensors have {rest - length:,} bytes, expected {end:,}")
+    return metadata, header
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these pairs: JSON as Python reads it may hold a name twice, too, and the last one wins."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"a name is there twice among {', '.join(list(found)[:3])}, ...")
+    return found
+
+
+def _read_description(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    if "vitnp" not in metadata:
+        raise CheckpointError(f"{path}: a safetensors file, but not one of vitnp's: it has no such metadata")
+    options: Any = {"parse_float": _finite, "parse_constant": _finite, "object_pairs_hook": _each_once}
+    meta: dict[str, Any] = json.loads(metadata["vitnp"], **options)
+    if meta["format"] not in (1, FORMAT):
+        raise CheckpointError(
+            f"{path}: format {meta['format']}, written by vitnp {meta.get('vitnp')}; "
+            f"this version reads formats 1 to {FORMAT}: use that one, or a later one"
+        )
+    if meta["format"] != 1:
+        _expect(path, "the description", hashlib.sha256(metadata["vitnp"].encode()).hexdigest(), metadata.get("sha256"))
+    return meta
 
 
 def _check_file(path: Path) -> None:
@@ -243,41 +288,49 @@ def _finite(text: str) -> float:
     return number
 
 
-def _check_digests(path: Path, metadata: dict[str, str], meta: dict[str, Any], tensors: Tensors) -> None:
-    """Raise CheckpointError that names what is not as it was written: the description, or a tensor."""
-    described = hashlib.sha256(metadata["vitnp"].encode()).hexdigest()
-    found = {"the description": described} | {name: _digest(tensor) for name, tensor in tensors.items()}
-    expected = {"the description": metadata.get("sha256")} | meta["sha256"]
-    for name, digest in found.items():
-        if digest != expected.get(name):
-            raise CheckpointError(f"{path}: {name} has SHA-256 {digest}, expected {expected.get(name)}: damaged")
-
-
-def _check_digest_of_all(path: Path, metadata: dict[str, str], meta: dict[str, Any], tensors: Tensors) -> None:
-    """The same for format 1."""
-    digest = hashlib.sha256(metadata["vitnp"].encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-        digest.update(np.ascontiguousarray(tensor).data)
-    if digest.hexdigest() != metadata.get("sha256"):
-        raise CheckpointError(
-            f"{path}: its content has SHA-256 {digest.hexdigest()}, expected {metadata.get('sha256')}: damaged"
-        )
-
-
-def _compare(path: Any, found: Tensors, expected: Tensors) -> None:
-    """Raise CheckpointError unless the tensors are those expected, of the same shapes and dtype, all finite."""
-    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+def _compare(path: Path, entries: dict[str, Any], places: Tensors) -> None:
+    """Raise CheckpointError unless the tensors are those expected, of the same shapes and dtype; none is read yet."""
+    missing, extra = sorted(places.keys() - entries.keys()), sorted(entries.keys() - places.keys())
     if missing or extra:
         raise CheckpointError(f"{path}: missing {missing or 'nothing'}, not expected {extra or 'nothing'}")
-    for name, parameter in expected.items():
-        tensor = found[name]
-        if tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
+    for name, place in places.items():
+        found, shape = entries[name]["dtype"], tuple(entries[name]["shape"])
+        start, stop = entries[name]["data_offsets"]
+        if shape != place.shape or DTYPES.get(found) != place.dtype or stop - start != place.nbytes:
             raise CheckpointError(
-                f"{path}: {name} is {tensor.dtype} {tensor.shape}; expected {parameter.dtype} {parameter.shape}"
+                f"{path}: {name} is {DTYPES.get(found, found)} {shape}, {stop - start} bytes; "
+                f"expected {place.dtype} {place.shape}, {place.nbytes} bytes"
             )
-    if bad := _not_finite(found):
-        raise CheckpointError(f"{path}: {bad} holds numbers that are not finite")
+
+
+def _fill(
+    path: Path,
+    file: IO[bytes],
+    metadata: dict[str, str],
+    meta: dict[str, Any],
+    entries: dict[str, Any],
+    places: Tensors,
+) -> None:
+    """Read each tensor to its place; CheckpointError names the first that is not as it was written, or not finite."""
+    start, of_all = file.tell(), hashlib.sha256(metadata["vitnp"].encode())  # in format 1 one digest for everything
+    for name, place in sorted(places.items()):
+        file.seek(start + entries[name]["data_offsets"][0])
+        if file.readinto(place.reshape(-1).view(np.uint8)) != place.nbytes:  # type: ignore[attr-defined]
+            raise ValueError(f"{name} is cut short")
+        if meta["format"] == 1:
+            of_all.update(f"{name} {place.dtype} {place.shape}".encode())
+            of_all.update(place.data)
+        else:
+            _expect(path, name, _digest(place), meta["sha256"].get(name))
+        if not np.isfinite(place).all():
+            raise CheckpointError(f"{path}: {name} holds numbers that are not finite")
+    if meta["format"] == 1:
+        _expect(path, "its content", of_all.hexdigest(), metadata.get("sha256"))
+
+
+def _expect(path: Path, what: str, digest: str, expected: str | None) -> None:
+    if digest != expected:
+        raise CheckpointError(f"{path}: {what} has SHA-256 {digest}, expected {expected}: damaged")
 
 
 def _not_finite(tensors: Tensors) -> str | None:
