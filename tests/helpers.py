@@ -22,6 +22,8 @@ from vitnp.layers import (
     LayerNorm,
     Linear,
     PatchEmbed,
+    Positions,
+    RelativePositions,
     Softmax,
     Tanh,
 )
@@ -52,7 +54,15 @@ LAYERS = {
     "patch_embed": (lambda **o: PatchEmbed((6, 8), (3, 2), 3, 7, **o), (5, 6, 8, 3)),
     "embeddings_token": (lambda **o: Embeddings(8, 6, **o), (5, 8, 6)),
     "embeddings_mean": (lambda **o: Embeddings(8, 6, class_token=False, **o), (5, 8, 6)),
+    "positions_learned": (lambda **o: Positions("learned", (2, 3), 8, **o), (5, 9, 8)),
+    "positions_2d": (lambda **o: Positions("learned-2d", (2, 3), 8, **o), (5, 9, 8)),
+    "positions_sincos": (lambda **o: Positions("sincos", (2, 3), 8, **o), (5, 9, 8)),
+    "relative_positions": (lambda **o: RelativePositions((2, 3), 3, **o), (5, 4, 9, 3)),
     "attention": (lambda **o: Attention(6, 2, dropout=0.3, **o), (5, 9, 6)),
+    "attention_relative": (
+        lambda **o: Attention(6, 2, dropout=0.3, relative=RelativePositions((2, 3), 3, **o), **o),
+        (5, 9, 6),
+    ),
     "mlp_tanh": (lambda **o: MLP(6, 7, dropout=0.2, **o), (5, 9, 6)),
     "mlp_erf": (lambda **o: MLP(6, 7, gelu="erf", dropout=0.2, **o), (5, 9, 6)),
     "head_token": (lambda **o: ClassifierHead(6, 4, **o), (5, 9, 6)),
@@ -62,6 +72,12 @@ LAYERS = {
     "vit_mean": (
         lambda **o: vitnp.VisionTransformer(
             vitnp.ViTConfig(**{**HARD, "pool": "mean", "gelu": "erf", "representation_size": 11}), **o
+        ),
+        (5, 6, 8, 3),
+    ),
+    "vit_positions": (
+        lambda **o: vitnp.VisionTransformer(
+            vitnp.ViTConfig(**{**HARD, "positions": "learned-2d", "pos_at": "shared"}), **o
         ),
         (5, 6, 8, 3),
     ),

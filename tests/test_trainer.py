@@ -611,12 +611,30 @@ def test_a_mistake_in_the_options_is_told_before_the_data_are_loaded(monkeypatch
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
-@pytest.mark.parametrize("option", ["--decay", "--gelu", "--pool", "--pos-init", "--device"])
+@pytest.mark.parametrize("option", ["--decay", "--gelu", "--pool", "--pos-init", "--positions", "--pos-at", "--device"])
 def test_a_choice_that_is_none_is_told_with_the_choices(monkeypatch, capsys, option):
     with pytest.raises(SystemExit) as stop:
         run_main(monkeypatch, [option, "other"])
     assert stop.value.code == 2
     assert "invalid choice: 'other' (choose from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ([], ("learned", "stem", "sincos")),
+        (["--positions", "learned-2d", "--pos-at", "shared"], ("learned-2d", "shared", "sincos")),
+        (["--positions", "none"], ("none", "stem", "normal")),
+        (["--positions", "relative"], ("relative", "stem", "normal")),
+    ],
+    ids=str,
+)
+def test_positions_of_the_command_line_reach_the_network(options, found):
+    args = train.training_parser("", dim=8, depth=1, heads=2, mlp_dim=8, patch_size=7, pos_init="sincos").parse_args(
+        options
+    )
+    config = train._make_config(args, {"image_size": 28, "channels": 1, "num_classes": 10})
+    assert (config.positions, config.pos_at, config.pos_init) == found
 
 
 def test_all_settings_that_differ_from_the_run_are_shown(monkeypatch, tmp_path, capsys):

@@ -1,12 +1,15 @@
+import copy
 import itertools
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
 from helpers import (
     BATCH,
     HARD,
+    copies,
     error,
     handwritten_gradients,
     hard_model,
@@ -21,7 +24,7 @@ from helpers import (
 )
 
 import vitnp
-from vitnp import ConfigError, Context, VisionTransformer, ViTConfig, softmax_cross_entropy
+from vitnp import Adam, ConfigError, Context, ShardedStep, VisionTransformer, ViTConfig, softmax_cross_entropy
 
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0}
 VARIANTS = {
@@ -33,7 +36,20 @@ VARIANTS = {
     "large eps": {"layer_norm_eps": 0.5},
     "no dropout": NO_DROPOUT,
 }
+POSITIONS = {
+    "a table for each layer": {"positions": "learned", "pos_at": "layers"},
+    "a table for all layers": {"positions": "learned", "pos_at": "shared", "depth": 3},
+    "rows and columns": {"positions": "learned-2d"},
+    "rows and columns for each layer": {"positions": "learned-2d", "pos_at": "layers"},
+    "rows and columns for all layers": {"positions": "learned-2d", "pos_at": "shared"},
+    "waves": {"positions": "sincos", "dim": 8},
+    "waves for all layers": {"positions": "sincos", "pos_at": "shared", "dim": 8},
+    "relative": {"positions": "relative"},
+    "none": {"positions": "none", "pool": "mean"},
+}
+OPTIONS = POSITIONS
 every_variant = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
+every_option = pytest.mark.parametrize("changes", OPTIONS.values(), ids=OPTIONS.keys())
 
 
 # -- the network ------------------------------------------------------------------------------------------------------
@@ -226,6 +242,93 @@ def test_dimages_are_fresh_where_one_patch_is_the_image():
     assert not any(np.shares_memory(dimages, buffer) for buffer in ctx._buffers.values())
 
 
+# -- the architectures of other papers, and of the paper's appendix ---------------------------------------------------
+
+
+@every_option
+def test_every_gradient_of_another_architecture_is_the_derivative(changes):
+    model = hard_model(**changes)
+    images, labels = images_for(model, 3), labels_for(model, 3)
+    found = handwritten_gradients(model, images, lambda y: softmax_cross_entropy(y, labels, 0.1)[1])
+    truth = numeric_gradients(model, images, lambda y: softmax_cross_entropy(y, labels, 0.1)[0])
+    assert worst_error(found, truth) < 1e-12
+
+
+@every_option
+def test_another_architecture_trains_in_shards_as_in_one(changes):
+    found = []
+    for options in ({"shards": 1, "micro_batch": BATCH}, {"shards": 2, "micro_batch": 2}):
+        model = hard_model(**changes)
+        step = ShardedStep(model, Adam(model), rng=5, **options)
+        loss = step.step(images_for(model), labels_for(model))
+        found.append({"loss": np.array(loss), **copies(model.parameters())})
+    assert worst_error(*found) < 1e-9  # Adam's first step divides small differences by small gradients
+
+
+@every_option
+def test_another_architecture_is_kept_by_a_checkpoint_and_by_every_copy(changes, tmp_path):
+    model = hard_model(**changes)
+    logits = model.forward(images_for(model))
+    vitnp.save_checkpoint(tmp_path / "c.safetensors", model)
+    for twin in (
+        vitnp.load_checkpoint(tmp_path / "c.safetensors").model,
+        copy.deepcopy(model),
+        model.astype("float64"),
+    ):
+        assert twin.config == model.config
+        assert same_bits(twin.forward(images_for(model)), logits)
+    assert same_bits(pickle.loads(pickle.dumps(model)).forward(images_for(model)), logits)
+
+
+@every_option
+def test_another_architecture_predicts_in_little_memory_what_it_computes(changes):
+    model = hard_model(**changes)
+    images = images_for(model)
+    logits = model.forward(images)
+    weights = np.exp(logits)
+    assert error(vitnp.predict(model, images), weights / weights.sum(1, keepdims=True)) < 1e-14
+
+
+@every_option
+def test_check_layers_finds_nothing_in_another_architecture(changes):
+    model = hard_model(**changes)
+    vitnp.check_layers(model, images_for(model), labels_for(model)).raise_if_failed()
+
+
+def test_a_network_without_positions_does_not_see_the_order_of_its_patches():
+    model = hard_model(positions="none", pool="mean")
+    images = images_for(model)
+    swapped = np.concatenate([images[:, 3:], images[:, :3]], 1)  # the two rows of patches
+    assert error(model.forward(swapped), model.forward(images)) < 1e-14
+    model = hard_model(positions="relative", pool="mean")
+    assert error(model.forward(swapped), model.forward(images)) > 1e-3
+
+
+def test_positions_of_every_layer_are_added_to_the_input_of_its_skip_too():
+    model = hard_model(positions="learned", pos_at="layers", depth=1, **NO_DROPOUT)
+    block, x = model.blocks[0], normal((2, 9, 6), 1)
+    for linear in (block.attn.proj, block.mlp.fc2):
+        linear.weight[...] = linear.bias[...] = 0
+    assert error(block.forward(x, Context()), x + block.positions.pos_embed) < 1e-15
+
+
+NAMES_OF_POSITIONS = {
+    ("learned", "stem"): ["pos_embed"],
+    ("learned", "layers"): ["blocks.0.pos_embed", "blocks.1.pos_embed"],
+    ("learned", "shared"): ["pos_embed"],
+    ("learned-2d", "stem"): ["pos_embed_columns", "pos_embed_rows"],
+    ("sincos", "stem"): [],
+    ("relative", "stem"): [f"blocks.{i}.attn.pos_embed_{axis}" for i in range(2) for axis in ("rows", "columns")],
+    ("none", "stem"): [],
+}
+
+
+@pytest.mark.parametrize(("positions", "pos_at"), NAMES_OF_POSITIONS)
+def test_positions_go_by_their_names(positions, pos_at):
+    parameters = hard_model(dim=8, positions=positions, pos_at=pos_at).parameters()
+    assert [name for name in parameters if "pos_embed" in name] == NAMES_OF_POSITIONS[positions, pos_at]
+
+
 # -- what it accepts --------------------------------------------------------------------------------------------------
 
 
@@ -360,6 +463,8 @@ def test_defaults_are_those_that_are_documented():
         "layer_norm_eps": 1e-6,
         "representation_size": None,
         "pos_init": "normal",
+        "positions": "learned",
+        "pos_at": "stem",
     }
 
 
@@ -398,6 +503,20 @@ def test_configuration_survives_json():
             "dim 66 is not divisible by 4, as pos_init 'sincos' wants it: use 64 or 68",
         ),
         ({"pos_init": "sincos", "dim": 3, "num_heads": 3}, "use 4"),
+        ({"positions": "2d"}, "positions is '2d'; choose one of 'learned', 'learned-2d', 'sincos', 'relative', 'none'"),
+        ({"positions": "sincos", "dim": 66, "num_heads": 3}, "by 4, as positions 'sincos' wants it: use 64 or 68"),
+        (
+            {"positions": "learned-2d", "dim": 65, "num_heads": 5},
+            "by 2, as positions 'learned-2d' wants it: use 64 or 66",
+        ),
+        ({"pos_at": "end"}, "pos_at is 'end' beside positions 'learned'; choose one of 'stem', 'layers', 'shared'"),
+        (
+            {"positions": "sincos", "pos_at": "layers"},
+            "'layers' beside positions 'sincos'; choose one of 'stem', 'shared'",
+        ),
+        ({"positions": "relative", "pos_at": "shared"}, "'shared' beside positions 'relative'; choose one of 'stem'$"),
+        ({"positions": "none", "pos_at": "layers"}, "'layers' beside positions 'none'; choose one of 'stem'$"),
+        ({"positions": "none", "pos_init": "sincos"}, "'sincos' beside positions 'none'; choose one of 'normal'$"),
     ],
     ids=str,
 )

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from vitnp.backend import Array
+from vitnp.backend import Array, array_module
 from vitnp.layer import Initializer
 
 
@@ -42,13 +42,24 @@ def sincos_2d(rows: int, columns: int) -> Initializer:
 
     def draw(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
         _, N, D = shape
-        frequencies = np.geomspace(1, 1 / 100, D // 4)
-        row, column = (place.reshape(-1, 1) * frequencies for place in np.indices((rows, columns)))
+        row, column = (waves(place.ravel(), D // 2) for place in np.indices((rows, columns)))
         positions = np.zeros(shape)
-        positions[0, N - rows * columns :] = np.hstack([np.sin(column), np.cos(column), np.sin(row), np.cos(row)])
+        positions[0, N - rows * columns :] = np.hstack([column, row])
         return positions
 
     return draw
+
+
+def sincos_1d(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Sines and cosines of 0, 1, 2, … for positions (n, D) along one axis of a grid; D is even."""
+    return waves(np.arange(shape[0]), shape[1])
+
+
+def waves(places: Array, width: int) -> Array:
+    """Sines, then cosines, of places (n,): (n, width), at width / 2 frequencies from 1 to 1/100 radian a place."""
+    xp = array_module(places)
+    phases = places[:, None] * 10.0 ** xp.linspace(0, -2, width // 2)
+    return xp.hstack([xp.sin(phases), xp.cos(phases)])
 
 
 def lecun_normal(d_in: int) -> Initializer:

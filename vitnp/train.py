@@ -47,7 +47,7 @@ from vitnp.parallel import ShardedStep
 from vitnp.resuming import CHECKPOINT, PLACES, PREVIOUS, load_run, option_name, take_settings
 from vitnp.schedules import DECAYS, warmup_decay
 from vitnp.stopping import Stop, Stopped
-from vitnp.vit import VisionTransformer, ViTConfig
+from vitnp.vit import POSITIONS, VisionTransformer, ViTConfig
 
 PICTURED = 16  # test images in the picture of attention
 BEST = "best.safetensors"
@@ -102,6 +102,12 @@ def training_parser(description: str, **defaults: Any) -> TrainingParser:
     network.add_argument(
         "--pos-init", choices=("normal", "sincos"), default="normal", help="how the learned positions start"
     )
+    network.add_argument(
+        "--positions", choices=POSITIONS, default="learned", help="how the network knows where a patch is"
+    )
+    network.add_argument("--pos-at", choices=POSITIONS["learned"], default="stem", help="where positions are added")
+    for kind in ("sincos", "relative", "none"):
+        parser.when("positions", kind, pos_init="normal")  # whatever a script's default is: nothing starts as waves
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--epochs", type=int, help="passes over the training set")
     recipe.add_argument("--batch-size", type=int, help="images in a step")
@@ -193,7 +199,8 @@ def _lock(folder: Path) -> AbstractContextManager[None]:
 
 
 def _make_config(args: argparse.Namespace, images: dict[str, Any]) -> ViTConfig:
-    names = ("patch_size", "dim", "depth", "mlp_dim", "dropout", "attention_dropout", "pool", "gelu", "pos_init")
+    names = ["patch_size", "dim", "depth", "mlp_dim", "dropout", "attention_dropout", "pool", "gelu", "pos_init"]
+    names += ["positions", "pos_at"]
     return ViTConfig(num_heads=args.heads, **{name: getattr(args, name) for name in names}, **images)
 
 

@@ -23,9 +23,9 @@ from numpy.typing import DTypeLike
 
 from vitnp.backend import Array, array_module, to_cpu, to_device
 from vitnp.context import Context
-from vitnp.initializers import sincos_2d
-from vitnp.layer import Layer, Layout
-from vitnp.layers import Block, ClassifierHead, Dropout, Embeddings, PatchEmbed
+from vitnp.initializers import sincos_1d, sincos_2d
+from vitnp.layer import Initializer, Layer, Layout
+from vitnp.layers import Block, ClassifierHead, Dropout, Embeddings, PatchEmbed, Positions, RelativePositions
 
 # Table 1 of the paper (B, L, H); Ti and S as in the original implementation
 SIZES = {
@@ -36,6 +36,14 @@ SIZES = {
     "H": {"dim": 1280, "depth": 32, "num_heads": 16, "mlp_dim": 5120},
 }
 PATCHES = ("14", "16", "32")
+# appendix D.4, and where each kind may be added: relative positions are in the attention of every layer anyway
+POSITIONS = {
+    "learned": ("stem", "layers", "shared"),
+    "learned-2d": ("stem", "layers", "shared"),
+    "sincos": ("stem", "shared"),
+    "relative": ("stem",),
+    "none": ("stem",),
+}
 DTYPES = tuple(map(np.dtype, ("float32", "float64", "complex64", "complex128")))
 
 
@@ -71,6 +79,8 @@ class ViTConfig:
     layer_norm_eps: float = 1e-6
     representation_size: int | None = None
     pos_init: str = "normal"
+    positions: str = "learned"
+    pos_at: str = "stem"
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size"):
@@ -93,12 +103,24 @@ class ViTConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         _one_of("pool", self.pool, ("token", "mean"))
         _one_of("gelu", self.gelu, ("tanh", "erf"))
-        _one_of("pos_init", self.pos_init, ("normal", "sincos"))
-        if self.pos_init == "sincos" and self.dim % 4:
-            nearest = f"{self.dim // 4 * 4} or {self.dim // 4 * 4 + 4}" if self.dim > 4 else "4"
-            raise ConfigError(f"dim {self.dim} is not divisible by 4, as pos_init 'sincos' wants it: use {nearest}")
+        self._check_positions()
         if not 0 < _number("layer_norm_eps", self.layer_norm_eps) < math.inf:
             raise ConfigError(f"layer_norm_eps is {self.layer_norm_eps}; it must be above 0")
+
+    def _check_positions(self) -> None:
+        _one_of("pos_init", self.pos_init, ("normal", "sincos"))
+        _one_of("positions", self.positions, tuple(POSITIONS))
+        beside = f" beside positions {self.positions!r}"
+        _one_of("pos_at", self.pos_at, POSITIONS[self.positions], beside)
+        _one_of("pos_init", self.pos_init, ("normal", "sincos") if "learned" in self.positions else ("normal",), beside)
+        wants = ("positions", "learned-2d", 2), ("positions", "sincos", 4), ("pos_init", "sincos", 4)
+        for name, value, divisor in wants:
+            if getattr(self, name) == value and self.dim % divisor:
+                below = self.dim // divisor * divisor
+                nearest = f"{below} or {below + divisor}" if below else f"{divisor}"
+                raise ConfigError(
+                    f"dim {self.dim} is not divisible by {divisor}, as {name} {value!r} wants it: use {nearest}"
+                )
 
     @classmethod
     def named(cls, name: str, **changes: Any) -> Self:
@@ -159,8 +181,10 @@ class VisionTransformer(Layer):
         c = self.config = config
         options: dict[str, Any] = {"rng": None, "dtype": dtype}
         self.patch_embed = PatchEmbed(c.image_size, c.patch_size, c.channels, c.dim, **options)
-        pos_init = sincos_2d(*c.grid) if c.pos_init == "sincos" else None
-        self.embeddings = Embeddings(c.num_patches, c.dim, class_token=c.pool == "token", pos_init=pos_init, **options)
+        plain = c.positions == "learned" and c.pos_at == "stem"  # as equation 1 has them
+        more: dict[str, Any] = {"class_token": c.pool == "token", "positions": plain, "pos_init": _pos_init(c)}
+        self.embeddings = Embeddings(c.num_patches, c.dim, **more, **options)
+        self.positions = None if plain else _positions(c, ("stem", "shared"), **options)
         self.dropout = Dropout(c.dropout)
         self.blocks = [
             Block(
@@ -171,6 +195,8 @@ class VisionTransformer(Layer):
                 attention_dropout=c.attention_dropout,
                 gelu=c.gelu,
                 layer_norm_eps=c.layer_norm_eps,
+                positions=_positions(c, ("layers",), **options),
+                relative=_relative_positions(c, **options),
                 **options,
             )
             for _ in range(c.depth)
@@ -215,8 +241,14 @@ class VisionTransformer(Layer):
         """images (B, H, W, C) -> the last block's tokens (B, N, D), in a new pass."""
         ctx.begin()
         x = self.patch_embed.forward(self._check(x), ctx)
-        x = self.dropout.forward(self.embeddings.forward(x, ctx), ctx)
-        for block in self.blocks:
+        x = self.embeddings.forward(x, ctx)
+        shared = self._shared_positions
+        if self.positions is not None and shared is None:
+            x = self.positions.forward(x, ctx)
+        x = self.dropout.forward(x, ctx)
+        for i, block in enumerate(self.blocks):
+            if shared is not None:
+                x = shared.add(x, ctx) if i else shared.forward(x, ctx)
             x = block.forward(x, ctx)
         return x
 
@@ -225,12 +257,22 @@ class VisionTransformer(Layer):
 
         In a context that does without the gradient of the images, what it returns is None.
         """
-        dx = self.classifier.backward(dy, ctx)
+        dx, shared, dplaced = self.classifier.backward(dy, ctx), self._shared_positions, None
         for block in reversed(self.blocks):
             dx = block.backward(dx, ctx)
-        dx = self.embeddings.backward(self.dropout.backward(dx, ctx), ctx)
-        dimages = self.patch_embed.backward(dx, ctx)
+            if shared is not None:
+                dplaced = dx if dplaced is None else dplaced + dx
+        if shared is not None:
+            shared.backward(dplaced, ctx)  # they were added to the input of every block
+        dx = self.dropout.backward(dx, ctx)
+        if self.positions is not None and shared is None:
+            dx = self.positions.backward(dx, ctx)
+        dimages = self.patch_embed.backward(self.embeddings.backward(dx, ctx), ctx)
         return dimages.copy() if ctx.input_grad else None
+
+    @property
+    def _shared_positions(self) -> Positions | None:
+        return self.positions if self.config.pos_at == "shared" else None
 
     def _check(self, images: Array) -> Array:
         """Return the images in the parameters' dtype and on their device, or say what is wrong with them."""
@@ -283,6 +325,25 @@ def _rebuild(
     return model if device == "cpu" else model.to_device(device)
 
 
+def _positions(c: ViTConfig, places: tuple[str, ...], **options: Any) -> Positions | None:
+    """Return the position embeddings that a network adds at one of these places, if it does."""
+    if c.pos_at not in places or c.positions in ("relative", "none"):
+        return None
+    return Positions(c.positions, c.grid, c.dim, class_token=c.pool == "token", pos_init=_pos_init(c), **options)
+
+
+def _relative_positions(c: ViTConfig, **options: Any) -> RelativePositions | None:
+    if c.positions != "relative":
+        return None
+    return RelativePositions(c.grid, c.dim // c.num_heads, class_token=c.pool == "token", **options)
+
+
+def _pos_init(c: ViTConfig) -> Initializer | None:
+    if c.pos_init == "normal":
+        return None  # as the layers have it
+    return sincos_2d(*c.grid) if c.positions == "learned" else sincos_1d
+
+
 def _pair(name: str, value: Any) -> tuple[int, int]:
     sides = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(sides) != 2:
@@ -302,6 +363,6 @@ def _number(name: str, value: Any) -> float:
     return float(value)
 
 
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+def _one_of(name: str, value: str, choices: tuple[str, ...], beside: str = "") -> None:
     if value not in choices:
-        raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}")
+        raise ConfigError(f"{name} is {value!r}{beside}; choose one of {', '.join(map(repr, choices))}")

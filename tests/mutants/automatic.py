@@ -27,6 +27,8 @@ TARGETS = {
     "vitnp/layers/softmax.py": ("softmax_backward", "backward"),
     "vitnp/layers/patch_embed.py": ("unpatchify", "backward"),
     "vitnp/layers/embeddings.py": ("backward",),
+    "vitnp/layers/positions.py": ("backward",),
+    "vitnp/layers/relative_positions.py": ("backward", "_keys", "_choice"),
     "vitnp/layers/attention.py": ("backward", "_split", "_by_head"),
     "vitnp/layers/mlp.py": ("backward",),
     "vitnp/layers/block.py": ("backward", "_add"),

@@ -70,7 +70,7 @@ DQ = "xp.matmul(dscores, s.k, out=dq)"
 DK = "xp.matmul(dscores.swapaxes(-1, -2), s.q, out=dk)"
 SCALE = "dqkv[..., : 2 * D] *= self.scale"
 DZ = 'dz = self._add("dz", dy, self.norm2.backward(self.mlp.backward(dy, ctx), ctx), ctx)'
-DX_BLOCK = 'return self._add("dx", dz, dbranch, ctx)'
+DX_BLOCK = 'dx = self._add("dx", dz, dbranch, ctx)'
 DPOS = 'ctx.add_row_sum(self, "pos_embed", dy.reshape(len(dy), -1))'
 DCLS = 'ctx.add_row_sum(self, "cls_token", dy[:, 0])'
 UNPATCHIFY = "grid.swapaxes(2, 3).reshape(B, H, W, -1)"
@@ -377,7 +377,7 @@ _GRADIENT: tuple[tuple, ...] = (
         "block-no-skip-of-attention",
         "blocks.1",
         "the skip beside attention is forgotten",
-        (BLOCK, DX_BLOCK, "return dbranch"),
+        (BLOCK, DX_BLOCK, "dx = dbranch"),
     ),
     (
         "block-skip-past-mlp",

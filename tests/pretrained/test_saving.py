@@ -110,6 +110,16 @@ def test_an_unknown_layout_is_refused_with_the_known_ones(tmp_path):
         vitnp.save_pretrained(hard_model(), tmp_path / "m", "keras")
 
 
+@pytest.mark.parametrize("layout", ["google", "timm", "huggingface", "torchvision"])
+@pytest.mark.parametrize("changes", [{"positions": "relative"}, {"pos_at": "layers"}, {"positions": "none"}], ids=str)
+def test_positions_that_a_layout_has_no_place_for_are_refused(changes, layout, tmp_path):
+    with pytest.raises(
+        ValueError, match=f"the layout {layout} has no positions '(relative|learned|none)' at '(stem|layers)'"
+    ):
+        vitnp.save_pretrained(hard_model(**changes), tmp_path / "m", layout)
+    assert not (tmp_path / "m").exists()
+
+
 def test_what_is_not_finite_is_not_written_and_the_old_file_stays(tmp_path):
     model = hard_model()
     vitnp.save_pretrained(model, tmp_path / "m", "timm")

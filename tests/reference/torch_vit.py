@@ -14,6 +14,8 @@ patches, three separate projections for q, k and v, torch's own attention, layer
     images (B, H, W, C)               the same on entry
 """
 
+import math
+
 import numpy as np
 import torch
 from torch import nn
@@ -23,8 +25,9 @@ from torch.nn import functional as F
 class Block(nn.Module):
     """Equations 2 and 3: z' = MSA(LN(z)) + z,   z = MLP(LN(z')) + z'."""
 
-    def __init__(self, dim, num_heads, mlp_dim, gelu, eps, dtype):
+    def __init__(self, dim, num_heads, mlp_dim, gelu, eps, dtype, relative=None):
         super().__init__()
+        self.relative = relative
         self.num_heads = num_heads
         self.approximate = {"tanh": "tanh", "erf": "none"}[gelu]
         self.norm1 = nn.LayerNorm(dim, eps=eps, dtype=dtype)
@@ -42,9 +45,65 @@ class Block(nn.Module):
 
     def forward(self, z):
         y = self.norm1(z)
-        heads = F.scaled_dot_product_attention(self.split(self.q(y)), self.split(self.k(y)), self.split(self.v(y)))
+        q, k, v = (self.split(project(y)) for project in (self.q, self.k, self.v))
+        bias = None if self.relative is None else self.relative(q, z.shape[1])
+        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         z = z + self.proj(heads.transpose(1, 2).flatten(2))
         return z + self.fc2(F.gelu(self.fc1(self.norm2(z)), approximate=self.approximate))
+
+
+class Relative(nn.Module):
+    """Appendix D.4: a second attention, whose keys are embeddings of p_q - p_k; its logits are added to the first's.
+
+    Offsets are those of rows and of columns, one embedding each, and what is no patch has none.
+    """
+
+    def __init__(self, grid, size, first, dtype):
+        super().__init__()
+        self.first = first
+        self.y = nn.Parameter(torch.zeros(2 * grid[0] - 1, size, dtype=dtype))
+        self.x = nn.Parameter(torch.zeros(2 * grid[1] - 1, size, dtype=dtype))
+        self.places = [divmod(i, grid[1]) for i in range(grid[0] * grid[1])]
+        self.middle = grid[0] - 1, grid[1] - 1
+
+    def forward(self, q, tokens):
+        """(B, H, N, K) -> (B, H, N, N)"""
+        keys = q.new_zeros(tokens, tokens, q.shape[-1])
+        for i, (row_i, column_i) in enumerate(self.places):
+            for j, (row_j, column_j) in enumerate(self.places):
+                offset = self.y[self.middle[0] + row_i - row_j] + self.x[self.middle[1] + column_i - column_j]
+                keys[self.first + i, self.first + j] = offset
+        return torch.einsum("bhik,ijk->bhij", q, keys) / q.shape[-1] ** 0.5
+
+
+class Positions(nn.Module):
+    """Appendix D.4: what is added to each patch, and, if `kind` is "learned", to the class token in front."""
+
+    def __init__(self, kind, grid, dim, first, dtype):
+        super().__init__()
+        self.kind, self.grid, self.first, self.dim = kind, grid, first, dim
+        if kind == "learned":
+            self.vectors = nn.Parameter(torch.zeros(1, first + grid[0] * grid[1], dim, dtype=dtype))
+        elif kind == "learned-2d":
+            self.x = nn.Parameter(torch.zeros(grid[1], dim // 2, dtype=dtype))
+            self.y = nn.Parameter(torch.zeros(grid[0], dim // 2, dtype=dtype))
+
+    def forward(self, z):
+        first = 0 if self.kind == "learned" else self.first
+        pos = self.table(z)
+        after = z.shape[1] - first - pos.shape[1]
+        return z + F.pad(pos, (0, 0, first, after))
+
+    def table(self, z):
+        if self.kind == "learned":
+            return self.vectors
+        places = [(row, column) for row in range(self.grid[0]) for column in range(self.grid[1])]
+        if self.kind == "learned-2d":  # the X-embedding and the Y-embedding, side by side
+            return torch.stack([torch.cat([self.x[column], self.y[row]]) for row, column in places])[None]
+        quarter = self.dim // 4
+        periods = [100 ** (i / max(quarter - 1, 1)) for i in range(quarter)]
+        waves = [[f(place / p) for place in (c, r) for f in (math.sin, math.cos) for p in periods] for r, c in places]
+        return z.new_tensor(waves)[None]
 
 
 class TorchViT(nn.Module):
@@ -64,18 +123,25 @@ class TorchViT(nn.Module):
         gelu="tanh",
         layer_norm_eps=1e-6,
         representation_size=None,
+        positions="learned",
+        pos_at="stem",
         dtype=torch.float64,
     ):
         super().__init__()
         self.dtype = dtype
         self.patch_size = tuple(patch_size)
-        patches = (image_size[0] // patch_size[0]) * (image_size[1] // patch_size[1])
+        grid = image_size[0] // patch_size[0], image_size[1] // patch_size[1]
+        first = int(pool == "token")
         self.patch_embed = nn.Conv2d(channels, dim, self.patch_size, stride=self.patch_size, dtype=dtype)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim, dtype=dtype)) if pool == "token" else None
-        tokens = patches + (pool == "token")
-        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, dim, dtype=dtype))
-        blocks = [Block(dim, num_heads, mlp_dim, gelu, layer_norm_eps, dtype) for _ in range(depth)]
-        self.blocks = nn.ModuleList(blocks)
+        relative = positions == "relative"
+        self.blocks = nn.ModuleList()
+        for _ in range(depth):
+            offsets = Relative(grid, dim // num_heads, first, dtype) if relative else None
+            self.blocks.append(Block(dim, num_heads, mlp_dim, gelu, layer_norm_eps, dtype, offsets))
+        self.pos_at = pos_at
+        tables = 0 if relative or positions == "none" else depth if pos_at == "layers" else 1
+        self.positions = nn.ModuleList(Positions(positions, grid, dim, first, dtype) for _ in range(tables))
         self.norm = nn.LayerNorm(dim, eps=layer_norm_eps, dtype=dtype)
         self.pre_logits = nn.Linear(dim, representation_size, dtype=dtype) if representation_size else None
         self.head = nn.Linear(representation_size or dim, num_classes, dtype=dtype)
@@ -89,10 +155,16 @@ class TorchViT(nn.Module):
         """Equation 1: [class token; patches] + positions. The mean-pooled model has no class token."""
         if self.cls_token is not None:
             patches = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
-        return patches + self.pos_embed
+        if self.pos_at == "stem":
+            for positions in self.positions:
+                patches = positions(patches)
+        return patches
 
     def encode(self, z):
-        for block in self.blocks:
+        """Positions may be added in every layer (Table 8), new ones or the same."""
+        for i, block in enumerate(self.blocks):
+            if self.pos_at != "stem":
+                z = self.positions[i % len(self.positions)](z)
             z = block(z)
         return z
 
@@ -106,11 +178,9 @@ class TorchViT(nn.Module):
 
     def layout(self):
         """vitnp name -> (torch parameters, join: their arrays to vitnp's array, split: the way back)"""
-        table = {
-            "pos_embed": ([self.pos_embed], *_SAME),
-            **_norm("norm", self.norm),
-            **_dense("head", self.head),
-        }
+        table = {**_norm("norm", self.norm), **_dense("head", self.head)}
+        for i, positions in enumerate(self.positions):
+            table.update(_vectors(f"blocks.{i}." if self.pos_at == "layers" else "", positions))
         if self.cls_token is not None:
             table["cls_token"] = ([self.cls_token], *_SAME)
         if self.pre_logits is not None:
@@ -123,6 +193,8 @@ class TorchViT(nn.Module):
             table[f"blocks.{i}.attn.qkv.weight"] = ([part.weight for part in qkv], *_FUSED_WEIGHT)
             table[f"blocks.{i}.attn.qkv.bias"] = ([part.bias for part in qkv], *_FUSED_BIAS)
             table.update(_dense(f"blocks.{i}.attn.proj", block.proj))
+            if block.relative is not None:
+                table.update(_vectors(f"blocks.{i}.attn.", block.relative))
             table.update(_norm(f"blocks.{i}.norm2", block.norm2))
             table.update(_dense(f"blocks.{i}.mlp.fc1", block.fc1))
             table.update(_dense(f"blocks.{i}.mlp.fc2", block.fc2))
@@ -268,6 +340,11 @@ def _numpy(tensor):
 
 def _norm(name, norm):
     return {f"{name}.gamma": ([norm.weight], *_SAME), f"{name}.beta": ([norm.bias], *_SAME)}
+
+
+def _vectors(prefix, positions):
+    named = {"vectors": "pos_embed", "x": "pos_embed_columns", "y": "pos_embed_rows"}
+    return {f"{prefix}{named[name]}": ([tensor], *_SAME) for name, tensor in positions.named_parameters()}
 
 
 def _dense(name, linear):

@@ -8,6 +8,8 @@ from vitnp.layers.dropout import Dropout
 from vitnp.layers.softmax import Softmax
 from vitnp.layers.patch_embed import PatchEmbed
 from vitnp.layers.embeddings import Embeddings
+from vitnp.layers.positions import Positions
+from vitnp.layers.relative_positions import RelativePositions
 from vitnp.layers.attention import Attention
 from vitnp.layers.mlp import MLP
 from vitnp.layers.block import Block
@@ -24,6 +26,8 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "PatchEmbed",
+    "Positions",
+    "RelativePositions",
     "Softmax",
     "Tanh",
 ]

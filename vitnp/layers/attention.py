@@ -5,6 +5,7 @@ Forward     1  q, k, v = x W_qkv + b                        H heads of K = D/H c
             3  probs   = softmax(scores)                    each query's weights over all tokens
             4  heads   = dropout(probs) v
             5  y       = [heads side by side] W_proj + b
+            With relative positions, scores = (q kᵀ + what they make of q) / √K.
 
 Backward    the same five, last line first. Where a product appears, as in scores = s · q kᵀ, each factor's gradient is
             the product's gradient times the other factor:  dq = s · dscores k,   dk = s · dscoresᵀ q
@@ -27,6 +28,7 @@ from vitnp.kernels import tuned
 from vitnp.layer import Layer
 from vitnp.layers.dropout import Dropout
 from vitnp.layers.linear import Linear
+from vitnp.layers.relative_positions import RelativePositions
 from vitnp.layers.softmax import Softmax
 
 
@@ -37,7 +39,10 @@ def product_transposed(a: Array, b: Array, scale: float = 1.0) -> Array:
 
 
 class Attention(Layer):
-    """Self-attention over N tokens with `num_heads` heads; `dropout` applies to the attention weights."""
+    """Self-attention over N tokens with `num_heads` heads; `dropout` applies to the attention weights.
+
+    `relative` adds the offsets between patches to the scores.
+    """
 
     def __init__(
         self,
@@ -45,6 +50,7 @@ class Attention(Layer):
         num_heads: int,
         *,
         dropout: float = 0.0,
+        relative: RelativePositions | None = None,
         rng: int | np.random.Generator | None = 0,
         dtype: DTypeLike = "float32",
     ) -> None:
@@ -54,6 +60,7 @@ class Attention(Layer):
         self.num_heads, self.scale = num_heads, 1 / math.sqrt(dim // num_heads)
         # The fused weight holds three D x D projections side by side, each initialised as one of its own.
         self.qkv = Linear(dim, 3 * dim, weight_init=xavier_uniform(dim, dim), rng=None, dtype=dtype)
+        self.relative = relative
         self.softmax = Softmax()
         self.dropout = Dropout(dropout)
         self.proj = Linear(dim, dim, rng=None, dtype=dtype)
@@ -65,6 +72,8 @@ class Attention(Layer):
         xp, (B, N, D) = array_module(x), x.shape
         q, k, v = self._split(self.qkv.forward(x, ctx))
         scores = product_transposed(q, k, self.scale, memory=ctx.memory(self))
+        if self.relative is not None:
+            scores += self.relative.forward(q * self.scale, ctx)
         probs = self.softmax.forward(scores, ctx)
         weights = self.dropout.forward(probs, ctx)
         merged = ctx.empty(self, "heads", (B, N, D), like=x)
@@ -86,6 +95,8 @@ class Attention(Layer):
         dscores = self.softmax.backward(self.dropout.backward(dweights, ctx), ctx)
         # 2  scores = q @ kᵀ · scale
         xp.matmul(dscores, s.k, out=dq)
+        if self.relative is not None:
+            dq += self.relative.backward(dscores, ctx)
         xp.matmul(dscores.swapaxes(-1, -2), s.q, out=dk)
         dqkv[..., : 2 * D] *= self.scale
         # 1  qkv = x @ W_qkv + b

@@ -21,7 +21,7 @@ from vitnp.layer import Initializer, Layer
 class Embeddings(Layer):
     """Put the class token first (`class_token=True`), then add a learned vector for each position.
 
-    `pos_init` is how the vectors start, N(0, 0.02²) unless said.
+    `pos_init` is how the vectors start, N(0, 0.02²) unless said; with `positions=False` none are added.
     """
 
     cls_token: Array
@@ -34,15 +34,17 @@ class Embeddings(Layer):
         dim: int,
         *,
         class_token: bool = True,
+        positions: bool = True,
         pos_init: Initializer | None = None,
         rng: int | None = 0,
         dtype: DTypeLike = "float32",
     ) -> None:
         super().__init__()
-        self.first = int(class_token)  # where the patches begin
+        self.first, self.positions = int(class_token), positions  # `first`: where the patches begin
         if class_token:
             self.declare("cls_token", (1, 1, dim), dtype, constant(0))
-        self.declare("pos_embed", (1, patches + self.first, dim), dtype, pos_init or normal(0.02))
+        if positions:
+            self.declare("pos_embed", (1, patches + self.first, dim), dtype, pos_init or normal(0.02))
         self.built(rng)
 
     def forward(self, x: Array, ctx: Context) -> Array:
@@ -52,14 +54,16 @@ class Embeddings(Layer):
         if self.first:
             y[:, :1] = self.cls_token
         y[:, self.first :] = x
-        y += self.pos_embed
+        if self.positions:
+            y += self.pos_embed
         ctx.save(self)
         return y
 
     def backward(self, dy: Array, ctx: Context) -> Array:
         """dy (B, N, D) -> dx (B, n, D)."""
         ctx.saved(self)  # nothing to read, but a backward without its forward is an error here too
-        ctx.add_row_sum(self, "pos_embed", dy.reshape(len(dy), -1))
+        if self.positions:
+            ctx.add_row_sum(self, "pos_embed", dy.reshape(len(dy), -1))
         if self.first:
             ctx.add_row_sum(self, "cls_token", dy[:, 0])
         return dy[:, self.first :]

@@ -49,6 +49,11 @@ def _arrays(model: VisionTransformer, name: str) -> Tensors:
         raise ValueError(f'the layout {name} has no network without class token: use "google" or "timm"')
     if config.representation_size is not None and not layout.representation:
         raise ValueError(f"the layout {name} has no classifier after a pre-training head: use another")
+    if (config.positions, config.pos_at) != ("learned", "stem"):
+        raise ValueError(
+            f"the layout {name} has no positions {config.positions!r} at {config.pos_at!r}: it has learned ones at the "
+            "stem; save_checkpoint keeps any"
+        )
     if model.flat.dtype.kind != "f":
         raise ValueError(f"the model is {model.flat.dtype}; expected float32 or float64: use model.astype")
     own = {parameter: to_cpu(array) for parameter, array in model.parameters().items()}

@@ -1,0 +1,109 @@
+"""Relative positions: attention that sees how far apart two patches are (Dosovitskiy et al., appendix D.4).
+
+Forward     Relative attention asks a second time with the same query, and embeddings of offsets are the keys. What the
+            query of the patch at (r, c) gives for the key of the one at (r', c') is
+                bias = q · (rows[r − r'] + columns[c − c'])
+            which is added to the score of the two before the softmax. Every offset that a grid has is learned, none is
+            clipped, and the heads share them, as in Shaw et al. (arXiv 1803.02155, section 3.3). A class token and
+            registers are at no place: for pairs with one of them the bias is 0, and content alone decides. (So in the
+            last block of a network that reads its class token, these embeddings have no effect.)
+            All patches at r have the same offsets to the rows, so each axis is a product of small matrices, r by r:
+                A[r, c, r'] = q[r, c] · rows[r − r'],   B[r, c, c'] = q[r, c] · columns[c − c'],   bias = A + B
+
+Backward    dA = Σ_c' dbias,   dB = Σ_r' dbias,   for A is in the sum once for each c', and B for each r'
+            Then as for any product of queries and keys: dq[r, c] = Σ_r' dA[r, c, r'] rows[r − r'] + the same of B,
+            and keys[r, r'] = rows[r − r'] get Σ_c dA[r, c, r'] q[r, c]. An offset gathers from all pairs that have it.
+
+Shapes      q, dq (B, H, N, K)    bias, dbias (B, H, N, N)
+            rows (2R − 1, K), columns (2C − 1, K)    offset 0 in the middle
+Saves       q, by row and by column
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from vitnp.backend import Array, array_module
+from vitnp.context import Context
+from vitnp.initializers import normal
+from vitnp.layer import Layer
+
+AXES = (("pos_embed_rows", 2), ("pos_embed_columns", 3))  # the two of a grid of queries (B, H, R, C, K)
+
+
+class RelativePositions(Layer):
+    """From queries of `size` columns to what relative attention adds to their scores, in a grid (rows, columns)."""
+
+    pos_embed_rows: Array
+    pos_embed_columns: Array
+    inline = True  # the names are `blocks.0.attn.pos_embed_rows` and `blocks.0.attn.pos_embed_columns`
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        size: int,
+        *,
+        class_token: bool = True,
+        rng: int | np.random.Generator | None = 0,
+        dtype: DTypeLike = "float32",
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.patches = slice(int(class_token), int(class_token) + math.prod(grid))  # among the tokens
+        for (name, _), count in zip(AXES, grid, strict=True):
+            self.declare(name, (2 * count - 1, size), dtype, normal(0.02))
+        self.built(rng)
+
+    def forward(self, q: Array, ctx: Context) -> Array:
+        """q (B, H, N, K) -> bias (B, H, N, N)."""
+        xp, (B, H, N, K) = array_module(q), q.shape
+        grid = q[:, :, self.patches].reshape(B, H, *self.grid, K)
+        logits, saved = [], []
+        for name, axis in AXES:
+            lines = xp.moveaxis(grid, axis, 0)  # by row (R, B, H, C, K), by column (C, B, H, R, K)
+            saved.append(lines.reshape(len(lines), -1, K))
+            product = saved[-1] @ self._keys(name).swapaxes(-1, -2)
+            logits.append(xp.moveaxis(product.reshape(*lines.shape[:-1], len(lines)), 0, axis))
+        A, by_column = logits  # (B, H, R, C, R) and (B, H, R, C, C)
+        bias = ctx.lend(self, "bias", (B, H, N, N), like=q)
+        bias.fill(0)
+        n = math.prod(self.grid)
+        bias[:, :, self.patches, self.patches] = (A[..., None] + by_column[..., None, :]).reshape(B, H, n, n)
+        ctx.save(self, q_by_row=saved[0], q_by_column=saved[1])
+        return bias
+
+    def backward(self, dbias: Array, ctx: Context) -> Array:
+        """dbias (B, H, N, N) -> dq (B, H, N, K)."""
+        xp, s, (B, H, N, _), K = array_module(dbias), ctx.saved(self), dbias.shape, self.pos_embed_rows.shape[-1]
+        # bias = A + B
+        dpairs = dbias[:, :, self.patches, self.patches].reshape(B, H, *self.grid, *self.grid)
+        dgrid = xp.zeros((B, H, *self.grid, K), dbias.dtype)
+        sides = zip(AXES, (s.q_by_row, s.q_by_column), (dpairs.sum(-1), dpairs.sum(-2)), strict=True)
+        for (name, axis), q, dlogits in sides:
+            dlines = xp.moveaxis(dlogits, axis, 0)
+            dproduct = dlines.reshape(len(dlines), -1, len(dlines))
+            # A = q @ keysᵀ, keys = choice @ rows
+            dkeys = dproduct.swapaxes(-1, -2) @ q
+            ctx.add_product(self, name, self._choice(name).T, dkeys.reshape(-1, K))
+            dgrid += xp.moveaxis((dproduct @ self._keys(name)).reshape(*dlines.shape[:-1], K), 0, axis)
+        dq = ctx.lend(self, "dq", (B, H, N, K), like=dbias)
+        dq.fill(0)
+        dq[:, :, self.patches] = dgrid.reshape(B, H, -1, K)
+        return dq
+
+    def _keys(self, name: str) -> Array:
+        """The embeddings (R, R', K) of the offsets r − r', or those of columns."""
+        embeddings = getattr(self, name)
+        count = (len(embeddings) + 1) // 2
+        return (self._choice(name) @ embeddings).reshape(count, count, -1)
+
+    def _choice(self, name: str) -> Array:
+        """Zeros and a one in each row (r, r'), where r − r' is among the offsets: (R R', 2R − 1)."""
+        embeddings = getattr(self, name)
+        xp, offsets = array_module(embeddings), len(embeddings)
+        place = xp.arange((offsets + 1) // 2)
+        chosen = (place[:, None] - place + offsets // 2).reshape(-1, 1) == xp.arange(offsets)
+        return chosen.astype(embeddings.dtype)
