@@ -52,13 +52,15 @@ def dataset(n, seed):
     return Dataset(images, labels, NAMES, f"set {seed}")
 
 
-def make(folder=None, model=None, optimizer=None, train_set=None, **changes):
+def make(folder=None, model=None, rule=None, average=None, train_set=None, **changes):
     """A trainer of a small run, begun in `folder`."""
     args = train.training_parser("A toy.", **{**RUN, **changes}).parse_args([])
     config = train._make_config(args, {"image_size": (6, 9), "channels": 1, "num_classes": len(NAMES)})
     model = model or vitnp.VisionTransformer(config, rng=args.seed)
-    optimizer = optimizer or vitnp.Adam(model, args.lr, weight_decay=args.weight_decay)
-    trainer = train.Trainer(model, optimizer, train_set or dataset(40, 1), dataset(20, 2), args)
+    train._check_rule(args)
+    if rule is None:
+        rule, average = train._make_optimizer(model, args), args.ema and vitnp.MovingAverage(model, args.ema)
+    trainer = train.Trainer(model, rule, train_set or dataset(40, 1), dataset(20, 2), args, average)
     if folder is not None:
         folder.mkdir(exist_ok=True)
         trainer.begin(folder)
@@ -67,7 +69,7 @@ def make(folder=None, model=None, optimizer=None, train_set=None, **changes):
 
 def resumed(path, **changes):
     checkpoint = vitnp.load_checkpoint(path)
-    trainer = make(model=checkpoint.model, optimizer=checkpoint.optimizer, **changes)
+    trainer = make(model=checkpoint.model, rule=checkpoint.optimizer, average=checkpoint.average, **changes)
     trainer.restore(path, checkpoint)
     return trainer
 
@@ -82,9 +84,12 @@ def assert_same_run(folder, other):
         np.testing.assert_array_equal(a.model.flat, b.model.flat)
         assert {**a.progress, "seconds": 0} == {**b.progress, "seconds": 0}
         if a.optimizer is not None:
-            np.testing.assert_array_equal(a.optimizer.m, b.optimizer.m)
-            np.testing.assert_array_equal(a.optimizer.v, b.optimizer.v)
+            for vector in a.optimizer.state:
+                np.testing.assert_array_equal(getattr(a.optimizer, vector), getattr(b.optimizer, vector))
             assert (a.optimizer.steps, a.optimizer.lr) == (b.optimizer.steps, b.optimizer.lr)
+        if a.average is not None:
+            np.testing.assert_array_equal(a.average.averaged.flat, b.average.averaged.flat)
+            assert (a.average.updates, a.average.decay) == (b.average.updates, b.average.decay)
     assert (folder / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
 
 
@@ -267,7 +272,7 @@ def test_going_on_elsewhere_is_told(tmp_path, capsys):
     make(tmp_path)
     checkpoint = vitnp.load_checkpoint(tmp_path / train.CHECKPOINT)
     checkpoint.environment["numpy"] = "1.9.0"
-    make(model=checkpoint.model, optimizer=checkpoint.optimizer).restore(tmp_path / train.CHECKPOINT, checkpoint)
+    make(model=checkpoint.model, rule=checkpoint.optimizer).restore(tmp_path / train.CHECKPOINT, checkpoint)
     expected = f"results will agree to rounding, not bit for bit: numpy {np.__version__}, was 1.9.0"
     assert capsys.readouterr().err == f"notice: {expected}\n"
 
@@ -329,6 +334,52 @@ def test_a_probe_s_strength_and_its_accuracy_come_from_different_halves_of_the_v
 def test_what_no_probe_could_learn_from_is_told_before_the_training(changes, message):
     with pytest.raises(ValueError, match=message):
         make(**{**PROBED, **changes})
+
+
+# -- SGD and the moving average ---------------------------------------------------------------------------------------
+
+BY_SGD = {"optimizer": "sgd", "lr": 0.3, "momentum": 0.8, "ema": 0.7}
+
+
+@pytest.mark.parametrize("step", [2, PER_EPOCH, LAST])
+def test_a_run_by_sgd_with_an_average_resumes_to_the_same_bits(tmp_path, stop_after, step):
+    assert make(tmp_path / "whole", **BY_SGD).run(0.0) == 0
+    trainer = make(tmp_path / "run", **BY_SGD)
+    stop_after(trainer, step)
+    assert trainer.run(0.0) == 143
+    assert resumed(tmp_path / "run" / train.CHECKPOINT, **BY_SGD).run(0.0) == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_with_an_average_that_is_what_is_judged_and_kept_as_the_best(tmp_path, monkeypatch):
+    judged, evaluate = [], train.evaluate
+    monkeypatch.setattr(
+        train, "evaluate", lambda model, *rest, **more: judged.append(model) or evaluate(model, *rest, **more)
+    )
+    trainer = make(tmp_path, **BY_SGD)
+    trainer.run(0.0)
+    assert len(judged) == 4
+    assert all(model is trainer.average.averaged for model in judged)
+    last, best = (vitnp.load_checkpoint(tmp_path / name) for name in (train.CHECKPOINT, train.BEST))
+    np.testing.assert_array_equal(last.average.averaged.flat, trainer.average.averaged.flat)
+    np.testing.assert_array_equal(last.model.flat, trainer.model.flat)
+    assert (last.average.updates, best.average) == (LAST, None)
+    accuracies = [line["validation_accuracy"] for line in lines(tmp_path) if "epoch" in line]
+    scale = {"mean": trainer.batches.mean, "std": trainer.batches.std}
+    found = vitnp.evaluate(best.model, trainer.validation.images, trainer.validation.labels, **scale)
+    assert found.accuracy == max(accuracies)
+    used = vitnp.load_classifier(tmp_path / train.CHECKPOINT).model
+    np.testing.assert_array_equal(used.flat, trainer.average.averaged.flat)
+    assert not np.array_equal(used.flat, trainer.model.flat)
+
+
+def test_a_run_in_micro_batches_is_that_of_whole_batches_to_rounding(tmp_path):
+    ends = []
+    for micro_batch in (None, 3):
+        trainer = make(tmp_path / str(micro_batch), micro_batch=micro_batch, **BY_SGD)
+        trainer.run(0.0)
+        ends.append(trainer.model.flat)
+    assert 0 < abs(ends[0] - ends[1]).max() < 1e-5
 
 
 # -- what is kept -----------------------------------------------------------------------------------------------------
@@ -604,6 +655,10 @@ def run_main(monkeypatch, options):
         (["--probe-every", "0"], "--probe-every is 0; it must be 1 or more, and finite"),
         (["--clip-norm", "nan"], "--clip-norm is nan; it must be above 0"),
         (["--crop", "0"], "crop is 0.0; expected a number from 0.01 to 1"),
+        (["--momentum", "0.5"], "--momentum is 0.5, which Adam has no place for: leave it out, or --optimizer sgd"),
+        (["--optimizer", "sgd", "--momentum", "1"], "--momentum is 1.0; it must be at least 0 and below 1"),
+        (["--ema", "1"], "--ema is 1.0; it must be above 0 and below 1"),
+        (["--ema", "nan"], "--ema is nan; it must be above 0 and below 1"),
     ],
 )
 def test_a_mistake_in_the_options_is_told_before_the_data_are_loaded(monkeypatch, capsys, options, message):
@@ -611,7 +666,10 @@ def test_a_mistake_in_the_options_is_told_before_the_data_are_loaded(monkeypatch
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
-@pytest.mark.parametrize("option", ["--decay", "--gelu", "--pool", "--pos-init", "--positions", "--pos-at", "--device"])
+OPTIONS = ("--decay", "--gelu", "--pool", "--pos-init", "--positions", "--pos-at", "--device", "--optimizer")
+
+
+@pytest.mark.parametrize("option", OPTIONS)
 def test_a_choice_that_is_none_is_told_with_the_choices(monkeypatch, capsys, option):
     with pytest.raises(SystemExit) as stop:
         run_main(monkeypatch, [option, "other"])

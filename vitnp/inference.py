@@ -84,7 +84,9 @@ class Evaluation:
 
 
 def load_classifier(path: str | os.PathLike[str], device: str = "cpu") -> Classifier:
-    """Read a checkpoint that a training script wrote, for use on "cpu" or "cuda".
+    """Read a checkpoint that a training script wrote, for use on "cpu" or "cuda": the model that the run tests.
+
+    That is the moving average of the parameters where the run keeps one.
 
     Raises what `load_checkpoint` does, and CheckpointError where the model came without its classes, mean and std.
     """
@@ -103,7 +105,8 @@ def load_classifier(path: str | os.PathLike[str], device: str = "cpu") -> Classi
         raise CheckpointError(f"{path}: classes are {list(class_names)}; expected their names: save them as text")
     if not all(isinstance(number, int | float) for number in mean + std) or min(std) <= 0:
         raise CheckpointError(f"{path}: mean is {list(mean)}, std {list(std)}; expected numbers, those of std above 0")
-    return Classifier(checkpoint.model, class_names, mean, std, progress)
+    model = checkpoint.model if checkpoint.average is None else checkpoint.average.averaged
+    return Classifier(model, class_names, mean, std, progress)
 
 
 def predict(

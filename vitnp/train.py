@@ -5,11 +5,16 @@ hands over:
 
     raise SystemExit(train.main(parser, load_data, image_fields))
 
+or, where it begins with a model that has learned something already, `make_model` in place of `image_fields`.
+
 A run is a pure function of its settings: the order of the data, its augmentation and the dropout masks follow from the
 seed and the step, so a run that was stopped or killed and resumed ends with the same bits as one that never stopped.
 
 In its folder are checkpoint.safetensors, the run at its last save; checkpoint.previous.safetensors, at the one before;
 best.safetensors, the model of the epoch with the best accuracy on the validation images; and metrics.jsonl.
+
+With `--ema` it is the moving average of the parameters that is validated, tested and kept as the best model. A
+checkpoint then holds both, the parameters that train and the average.
 """
 
 from __future__ import annotations
@@ -41,8 +46,9 @@ from vitnp.few_shot import few_shot_indices, linear_probe
 from vitnp.inference import evaluate, features
 from vitnp.inspection import attention_picture, attention_rollout
 from vitnp.metrics import Metrics
+from vitnp.moving_average import MovingAverage
 from vitnp.nonfinite import first_not_finite
-from vitnp.optim import Adam
+from vitnp.optim import SGD, Adam, Optimizer
 from vitnp.parallel import ShardedStep
 from vitnp.resuming import CHECKPOINT, PLACES, PREVIOUS, load_run, option_name, take_settings
 from vitnp.schedules import DECAYS, warmup_decay
@@ -56,6 +62,7 @@ RESULTS = (CHECKPOINT, PREVIOUS, BEST, METRICS, FAILED, "attention.png", "curves
 NOTHING_SEEN = {"loss": 0.0, "correct": 0, "images": 0}
 Loader = Callable[[argparse.Namespace], tuple[Dataset, Dataset]]
 ImageFields = Callable[[argparse.Namespace], dict[str, Any]]
+ModelMaker = Callable[[argparse.Namespace], VisionTransformer]
 
 
 _UNSET = object()
@@ -86,9 +93,27 @@ class TrainingParser(argparse.ArgumentParser):
         return cast(argparse.Namespace, super().parse_args(args, namespace))
 
 
-def training_parser(description: str, **defaults: Any) -> TrainingParser:
-    """Return a parser with the options that all training scripts have; `defaults` are the script's own."""
+def training_parser(description: str, network: bool = True, **defaults: Any) -> TrainingParser:
+    """Return a parser with the options that all training scripts have; `defaults` are the script's own.
+
+    `network` says whether the options of the network are among them.
+    """
     parser = TrainingParser(description=description)
+    if network:
+        _add_network_options(parser)
+    _add_recipe_options(parser)
+    _add_augmentation_options(parser)
+    places = parser.add_argument_group("places")
+    places.add_argument("--out", type=Path, help="folder for results; a number is added if it holds a run")
+    places.add_argument("--resume", type=Path, help="checkpoint of a stopped run, whose settings and folder apply")
+    places.add_argument("--save-every", type=float, default=60.0, help="seconds between checkpoints, 0 for every step")
+    places.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs CuPy and an NVIDIA GPU")
+    places.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def _add_network_options(parser: TrainingParser) -> None:
     network = parser.add_argument_group("network")
     network.add_argument("--patch-size", type=int, help="pixels on a side of a patch")
     network.add_argument("--dim", type=int, help="width of a token")
@@ -108,15 +133,23 @@ def training_parser(description: str, **defaults: Any) -> TrainingParser:
     network.add_argument("--pos-at", choices=POSITIONS["learned"], default="stem", help="where positions are added")
     for kind in ("sincos", "relative", "none"):
         parser.when("positions", kind, pos_init="normal")  # whatever a script's default is: nothing starts as waves
+
+
+def _add_recipe_options(parser: TrainingParser) -> None:
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--epochs", type=int, help="passes over the training set")
     recipe.add_argument("--batch-size", type=int, help="images in a step")
-    recipe.add_argument("--lr", type=float, help="peak learning rate of Adam")
+    recipe.add_argument("--optimizer", choices=("adam", "sgd"), default="adam", help="the rule of a step")
+    recipe.add_argument("--lr", type=float, help="peak learning rate")
+    recipe.add_argument("--momentum", type=float, help="of SGD, 0.9 unless said")
     recipe.add_argument("--warmup-epochs", type=float, help="epochs in which the rate rises, half the run at most")
     recipe.add_argument("--decay", choices=DECAYS, default="cosine", help="how the rate falls")
     recipe.add_argument("--weight-decay", type=float, help="decoupled, of weights only")
     recipe.add_argument("--label-smoothing", type=float, help="share of the target spread over all classes")
     recipe.add_argument("--clip-norm", type=norm, default=1.0, help="largest norm of the gradient, inf for any")
+    recipe.add_argument(
+        "--ema", type=float, metavar="DECAY", help="judge and keep a moving average of the weights, as of 0.9999"
+    )
     recipe.add_argument("--held-out", type=int, help="training images kept for validation")
     recipe.add_argument(
         "--probe-every", type=int, metavar="EPOCHS", help="epochs between linear probes of the features"
@@ -127,8 +160,12 @@ def training_parser(description: str, **defaults: Any) -> TrainingParser:
     recipe.add_argument(
         "--micro-batch",
         type=int,
-        help="at most so many images of a shard at a time; on a CPU chosen by their size unless given",
+        help="gradient accumulation: at most so many images of a shard at a time, whose gradients add up to the "
+        "batch's; on a CPU chosen by their size unless given",
     )
+
+
+def _add_augmentation_options(parser: TrainingParser) -> None:
     augmentation = parser.add_argument_group("augmentation")
     flag = argparse.BooleanOptionalAction
     augmentation.add_argument("--distort", type=float, default=0.0, help="strength of turning, slanting, bending")
@@ -141,14 +178,6 @@ def training_parser(description: str, **defaults: Any) -> TrainingParser:
     augmentation.add_argument("--erase", type=float, default=0.0, help="probability that a rectangle becomes noise")
     augmentation.add_argument("--mixup", type=float, default=0.0, help="alpha of blending two images and labels")
     augmentation.add_argument("--cutmix", type=float, default=0.0, help="alpha of pasting a part of another image")
-    places = parser.add_argument_group("places")
-    places.add_argument("--out", type=Path, help="folder for results; a number is added if it holds a run")
-    places.add_argument("--resume", type=Path, help="checkpoint of a stopped run, whose settings and folder apply")
-    places.add_argument("--save-every", type=float, default=60.0, help="seconds between checkpoints, 0 for every step")
-    places.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs CuPy and an NVIDIA GPU")
-    places.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(**defaults)
-    return parser
 
 
 def norm(text: str) -> float | None:
@@ -165,28 +194,37 @@ def add_download_options(parser: TrainingParser, layout: str) -> None:
     places.add_argument("--download", action=flag, default=True, help="fetch what is not found")
 
 
-def main(parser: TrainingParser, load_data: Loader, image_fields: ImageFields) -> int:
+def main(
+    parser: TrainingParser,
+    load_data: Loader,
+    image_fields: ImageFields | None = None,
+    make_model: ModelMaker | None = None,
+) -> int:
     """Parse the command line, train, and return the process's exit status.
 
-    `image_fields` returns the fields of ViTConfig that follow from the data, image_size, channels and num_classes; it
-    is called before the data are loaded, so that a mistake in the options costs no waiting.
+    `image_fields` returns the fields of ViTConfig that follow from the data, image_size, channels and num_classes; or
+    `make_model` returns the model that training begins with. Either is called before the data are loaded, so that a
+    mistake in the options costs no waiting.
     """
     args = parser.parse_args()
-    return report_errors(lambda: _train(parser, args, load_data, image_fields), debug=args.debug)
+    start = make_model or (lambda args: _random_model(args, cast(ImageFields, image_fields)))
+    return report_errors(lambda: _train(parser, args, load_data, start), debug=args.debug)
 
 
-def _train(parser: TrainingParser, args: argparse.Namespace, load_data: Loader, image_fields: ImageFields) -> int:
+def _train(parser: TrainingParser, args: argparse.Namespace, load_data: Loader, make_model: ModelMaker) -> int:
     started = time.perf_counter()
     if args.resume:
         with _lock(args.resume.parent):
             checkpoint = load_run(args.resume, args.device)
             take_settings(args, parser.given, checkpoint)
-            trainer = Trainer(checkpoint.model, cast(Adam, checkpoint.optimizer), *load_data(args), args)
+            learned = checkpoint.model, cast(Optimizer, checkpoint.optimizer)
+            trainer = Trainer(*learned, *load_data(args), args, checkpoint.average)
             trainer.restore(args.resume, checkpoint)
             return trainer.run(started)
-    config = _check_options(args, image_fields)  # before any data is loaded
-    model = VisionTransformer(config, rng=args.seed).to_device(args.device)
-    trainer = Trainer(model, Adam(model, args.lr, weight_decay=args.weight_decay), *load_data(args), args)
+    _check_options(args)  # before any data is loaded
+    model = make_model(args).to_device(args.device)
+    average = None if args.ema is None else MovingAverage(model, args.ema)
+    trainer = Trainer(model, _make_optimizer(model, args), *load_data(args), args, average)
     folder = _claim_folder(args.out)
     with _lock(folder):
         trainer.begin(folder)
@@ -204,8 +242,20 @@ def _make_config(args: argparse.Namespace, images: dict[str, Any]) -> ViTConfig:
     return ViTConfig(num_heads=args.heads, **{name: getattr(args, name) for name in names}, **images)
 
 
-def _check_options(args: argparse.Namespace, image_fields: ImageFields) -> ViTConfig:
-    """Return the network's configuration, or raise ValueError that names the option whose value cannot be."""
+def _random_model(args: argparse.Namespace, image_fields: ImageFields) -> VisionTransformer:
+    config = _make_config(args, image_fields(args))
+    whole_number("--shift", args.shift, 0, min(config.image_size) - 1)
+    return VisionTransformer(config, rng=args.seed)
+
+
+def _make_optimizer(model: VisionTransformer, args: argparse.Namespace) -> Optimizer:
+    if args.optimizer == "sgd":
+        return SGD(model, args.lr, args.momentum, args.weight_decay)
+    return Adam(model, args.lr, weight_decay=args.weight_decay)
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Raise ValueError that names an option whose value cannot be."""
     at_least = dict.fromkeys(("epochs", "batch_size", "held_out", "shards", "micro_batch", "images", "probe_every"), 1)
     at_least |= dict.fromkeys(("seed", "warmup_epochs", "weight_decay", "label_smoothing", "save_every"), 0)
     for name, least in at_least.items():
@@ -220,10 +270,22 @@ def _check_options(args: argparse.Namespace, image_fields: ImageFields) -> ViTCo
         raise ValueError(f"--out is {args.out}, which is a file; it must be a folder, or one that can be made")
     if not args.label_smoothing < 1:
         raise ValueError(f"--label-smoothing is {args.label_smoothing}; it must be below 1")
+    _check_rule(args)
     _augmentation(args)
-    config = _make_config(args, image_fields(args))
-    whole_number("--shift", args.shift, 0, min(config.image_size) - 1)
-    return config
+
+
+def _check_rule(args: argparse.Namespace) -> None:
+    """The same of the options that say how a step, and an average, is made."""
+    if args.optimizer == "sgd":
+        args.momentum = 0.9 if args.momentum is None else args.momentum
+        if not 0 <= args.momentum < 1:
+            raise ValueError(f"--momentum is {args.momentum}; it must be at least 0 and below 1")
+    elif args.momentum is not None:
+        raise ValueError(
+            f"--momentum is {args.momentum}, which Adam has no place for: leave it out, or --optimizer sgd"
+        )
+    if args.ema is not None and not 0 < args.ema < 1:
+        raise ValueError(f"--ema is {args.ema}; it must be above 0 and below 1")
 
 
 def _augmentation(args: argparse.Namespace) -> Augmentation:
@@ -251,12 +313,14 @@ class Trainer:
     def __init__(
         self,
         model: VisionTransformer,
-        optimizer: Adam,
+        optimizer: Optimizer,
         train_set: Dataset,
         test_set: Dataset,
         args: argparse.Namespace,
+        average: MovingAverage | None = None,
     ) -> None:
-        self.model, self.optimizer, self.args = model, optimizer, args
+        self.model, self.optimizer, self.args, self.average = model, optimizer, args, average
+        self.judged = model if average is None else average.averaged  # what is validated, tested and kept as the best
         self.fit_indices, held_out = train_set.split_indices(args.held_out, args.seed)
         fit_set, self.validation = train_set.subset(self.fit_indices), train_set.subset(held_out)
         self.test, (mean, std) = test_set, channel_statistics(fit_set.images)
@@ -273,6 +337,7 @@ class Trainer:
             clip_norm=args.clip_norm,
             label_smoothing=args.label_smoothing,
             rng=args.seed,
+            average=average,
         )
         self.seen = dict(NOTHING_SEEN)  # sums over the epoch so far; not nothing until it is validated
         self.images, self.seconds = 0, 0.0  # trained on and spent in steps, over the whole run
@@ -408,7 +473,7 @@ class Trainer:
         """Return the accuracy of a linear probe on one half of the validation images; the other chose its strength."""
         shots, labels = cast(Dataset, self.shots), self.validation.labels
         mean, std = self.batches.mean, self.batches.std
-        few, held_out = (features(self.model, x.images, mean=mean, std=std) for x in (shots, self.validation))
+        few, held_out = (features(self.judged, x.images, mean=mean, std=std) for x in (shots, self.validation))
         chosen_by, classes = (held_out[::2], labels[::2]), len(shots.class_names)
         probe = linear_probe(few, shots.labels, num_classes=classes, validation=chosen_by)
         return {
@@ -421,7 +486,7 @@ class Trainer:
         """Return the mean loss and the accuracy in [0, 1], dropout off; ValueError where they would not be finite."""
         mean, std = self.batches.mean, self.batches.std
         try:
-            found = evaluate(self.model, dataset.images, dataset.labels, mean=mean, std=std)
+            found = evaluate(self.judged, dataset.images, dataset.labels, mean=mean, std=std)
         except ValueError as error:
             raise ValueError(f"after step {self.optimizer.steps}, {dataset.name}: {error}") from error
         return found.loss, found.accuracy
@@ -479,7 +544,8 @@ class Trainer:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.metrics.flush()  # first: a checkpoint must not know more than the metrics do
-            save_checkpoint(path, self.model, self.optimizer, self._progress(), previous=self.folder / PREVIOUS)
+            state = self.model, self.optimizer, self._progress(), self.folder / PREVIOUS, self.average
+            save_checkpoint(path, *state)
         except OSError as error:
             raise OSError(
                 f"{path}: step {self.optimizer.steps} could not be saved ({error.strerror or error}), that of step "
@@ -501,7 +567,7 @@ class Trainer:
             return
         before, self.best = self.best, {"epoch": epoch, "accuracy": accuracy}
         try:
-            save_checkpoint(self.folder / BEST, self.model, progress=self._progress())
+            save_checkpoint(self.folder / BEST, self.judged, progress=self._progress())
         except OSError as error:
             self.best = before
             print(f"warning: {self.folder / BEST}: not written ({error.strerror or error})", file=sys.stderr)
@@ -553,7 +619,7 @@ class Trainer:
 
     def _draw_attention(self) -> None:
         images, names = self.test.images[:PICTURED], self.test.class_names
-        maps, logits = attention_rollout(self.model, normalize(images, self.batches.mean, self.batches.std))
+        maps, logits = attention_rollout(self.judged, normalize(images, self.batches.mean, self.batches.std))
         captions = [
             f"{names[guess]}" + ("" if guess == label else f", is {names[label]}")
             for guess, label in zip(logits.argmax(-1), self.test.labels[:PICTURED], strict=True)
