@@ -26,6 +26,8 @@ for slow in ("hypothesis.strategies", "numpy", "PIL.Image", "pytest", "threadpoo
 # what notices most mistakes in a file, tried before everything else
 NEAREST = {
     "vitnp/context.py": ("layers/test_linear.py", "layers/test_layer_norm.py", "test_context.py", "test_parallel.py"),
+    "vitnp/inspection/outlines.py": ("inspection/test_outlines.py", "inspection/test_summary.py"),
+    "vitnp/inspection/summary.py": ("inspection/test_summary.py",),
     "vitnp/kernels/cpu.py": ("kernels/test_cpu.py", "layers/test_layer_norm.py", "layers/test_gelu.py"),
     "vitnp/layers/patch_embed.py": ("layers/test_patch_embed.py",),
     "vitnp/losses.py": ("test_losses.py",),
@@ -45,6 +47,8 @@ EVERYTHING = (
     "test_robustness.py",
     "test_optim.py",
     "test_moving_average.py",
+    "inspection/test_outlines.py",
+    "inspection/test_summary.py",
     "test_parallel.py",
     "test_backend.py",
     "test_traps.py",

@@ -4,6 +4,7 @@
     forward     14  forward and backward agree, and the network is not a Vision Transformer: no gradient check sees it
     optimizer   20  an update that is not Adam's or SGD's, an average that is another
     structural   4  right numbers once, by a pass that leaves traces
+    costs        8  a summary that counts what is not there, or something twice
 
 Where a mistake would be made in the plain formula and in its kernel alike, both are patched: comparing the two does not
 help. Each patch replaces text that is in its file exactly once, so a change of the sources that makes one meaningless
@@ -29,9 +30,11 @@ LAYER_NORM = "vitnp/layers/layer_norm.py"
 LINEAR = "vitnp/layers/linear.py"
 LOSSES = "vitnp/losses.py"
 OPTIM = "vitnp/optim.py"
+OUTLINES = "vitnp/inspection/outlines.py"
 PARALLEL = "vitnp/parallel.py"
 PATCH_EMBED = "vitnp/layers/patch_embed.py"
 SOFTMAX = "vitnp/layers/softmax.py"
+SUMMARY = "vitnp/inspection/summary.py"
 
 
 class Mutant(NamedTuple):
@@ -778,9 +781,58 @@ _STRUCTURAL: tuple[tuple, ...] = (
     ),
 )
 
+FLOPS = "self.flops += 2 * math.prod(shape) * a.shape[-1]"
+OWN_FLOPS = "self.flops[layer] += found - self._within"
+OWNER_BYTES = "self.kept[layer] += owner.nbytes"
+COPY_OR_VIEW = "self.xp.empty(new, self.dtype) if strides is None else self._view(new, strides)"
+
+_COSTS: tuple[tuple, ...] = (
+    (
+        "flops-are-multiply-adds",
+        "a multiplication and its addition are one",
+        (OUTLINES, FLOPS, "self.flops += math.prod(shape) * a.shape[-1]"),
+    ),
+    (
+        "flops-of-one-head",
+        "of many products at a time one is counted",
+        (OUTLINES, FLOPS, "self.flops += 2 * math.prod(shape[-2:]) * a.shape[-1]"),
+    ),
+    (
+        "flops-of-the-layers-within",
+        "a layer's operations are counted in the layers around it too",
+        (SUMMARY, OWN_FLOPS, "self.flops[layer] += found"),
+    ),
+    (
+        "saved-by-each-that-saves",
+        "what two layers save counts twice",
+        (SUMMARY, "self._seen[id(owner)] = owner\n", "pass\n"),
+    ),
+    (
+        "saved-bytes-of-a-view",
+        "a view counts as its own elements, not as the memory that it keeps alive",
+        (SUMMARY, OWNER_BYTES, "self.kept[layer] += tensor.nbytes"),
+    ),
+    (
+        "saved-parameters",
+        "parameters that a layer saves count as memory of the pass",
+        (SUMMARY, "{id(owner): owner for owner in owners}", "{}"),
+    ),
+    (
+        "saved-without-copies",
+        "a reshape is a view wherever it is asked for",
+        (OUTLINES, COPY_OR_VIEW, "self._view(new, _contiguous(new))"),
+    ),
+    (
+        "blocks-folded-by-name",
+        "blocks are shown as one whatever they hold",
+        (SUMMARY, "_place(layer.path)[2], *layer[1:])", "_place(layer.path)[2])"),
+    ),
+)
+
 MUTANTS = (
     *(_mutant(name, "gradient", *rest) for name, *rest in _GRADIENT),
     *(_mutant(name, "forward", *rest) for name, *rest in _FORWARD),
     *(_mutant(name, "optimizer", "optimizer", *rest) for name, *rest in (*_OPTIMIZER, *_SGD)),
     *(_mutant(name, "structural", *rest) for name, *rest in _STRUCTURAL),
+    *(_mutant(name, "costs", "summary", *rest) for name, *rest in _COSTS),
 )

@@ -359,11 +359,17 @@ def test_a_grid_of_another_number_of_patches_is_refused():
     [
         ("google", {"num_heads": 2}, "num_heads is said to be 2, but the arrays have 3"),
         ("huggingface", {"grid": (4, 2)}, "9 positions do not go with a grid of"),
+        ("huggingface", {"num_heads": 2}, "num_heads is said to be 2, but the file says 3: leave it out"),
+        ("huggingface-tanh", {"gelu": "erf"}, "gelu is said to be erf, but the file says tanh: leave it out"),
     ],
 )
 def test_what_contradicts_the_file_is_refused(case, told, message):
     with pytest.raises(vitnp.CheckpointError, match=message):
         load(case, **told)
+
+
+def test_what_the_file_says_may_be_said_again():
+    assert load("huggingface", num_heads=3, gelu="erf").config == load("huggingface").config
 
 
 @pytest.mark.parametrize(

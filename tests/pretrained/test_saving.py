@@ -120,6 +120,21 @@ def test_positions_that_a_layout_has_no_place_for_are_refused(changes, layout, t
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "layout", "written_as"),
+    [
+        ("m.npz", "timm", r"a file \.safetensors"),
+        ("m.npz", "huggingface", "a folder"),
+        ("m.safetensors", "google", r"a file \.npz"),
+        ("m.safetensors", "huggingface", "a folder"),
+    ],
+)
+def test_a_name_that_says_another_kind_of_file_is_refused(tmp_path, name, layout, written_as):
+    with pytest.raises(ValueError, match=rf"{name}: the layout {layout} is {written_as}: choose another name"):
+        vitnp.save_pretrained(hard_model(), tmp_path / name, layout)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_not_finite_is_not_written_and_the_old_file_stays(tmp_path):
     model = hard_model()
     vitnp.save_pretrained(model, tmp_path / "m", "timm")

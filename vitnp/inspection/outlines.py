@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,10 @@ class Outline(NDArrayOperatorsMixin):
         xp: the functions for it.
         shape, dtype, strides: as an array has them, strides in elements.
         base: the outline that owns the memory; None for one that owns its own, as every result of a computation does.
+        is_ones: all elements are 1, so that a matrix product with it is a sum.
     """
+
+    is_ones = False
 
     def __init__(
         self,
@@ -84,9 +87,8 @@ class Outline(NDArrayOperatorsMixin):
 
     def reshape(self, *shape: Any) -> Outline:
         """Another shape: of the same memory where strides allow it, as NumPy does, else a copy."""
-        new = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
-        if -1 in new:
-            new = tuple(self.size // -math.prod(new) if side == -1 else side for side in new)
+        asked = shape[0] if isinstance(shape[0], tuple) else shape
+        new = tuple(self.size // -math.prod(asked) if side == -1 else side for side in asked)
         if math.prod(new) != self.size:
             raise ValueError(f"cannot reshape {self.shape} to {new}")
         strides = _reshaped_strides(self.shape, self.strides, new)
@@ -112,11 +114,13 @@ class Outline(NDArrayOperatorsMixin):
     def real(self) -> Outline:
         """The real part: of complex numbers, every other number in the same memory."""
         part = self._view(self.shape, tuple(stride * (1 + (self.dtype.kind == "c")) for stride in self.strides))
-        part.dtype = np.empty(0, self.dtype).real.dtype
+        part.dtype = np.empty((), self.dtype).real.dtype
         return part
 
     def __getitem__(self, key: Any) -> Outline:
         keys = key if isinstance(key, tuple) else (key,)
+        if all(isinstance(item, Outline) for item in keys):
+            return self._gathered(keys)
         given = sum(item is not None and item is not Ellipsis for item in keys)
         if given > self.ndim:
             raise IndexError(f"{given} indices for {self.ndim} axes")
@@ -138,6 +142,13 @@ class Outline(NDArrayOperatorsMixin):
             elif not -side <= item < side:
                 raise IndexError(f"index {item} is out of bounds for an axis of {side}")
         return self._view(tuple(shape), tuple(strides))
+
+    def _gathered(self, keys: tuple[Outline, ...]) -> Outline:
+        """What stands at places that are given by arrays of integers, one for each of the first axes: a copy."""
+        if any(key.dtype.kind not in "iu" for key in keys):
+            raise _unknown("indexing with a mask")
+        places = np.broadcast_shapes(*(key.shape for key in keys))
+        return self.xp.empty((*places, *self.shape[len(keys) :]), self.dtype)
 
     # -- writing, which leaves no trace -----------------------------------------------------------------------------
 
@@ -169,11 +180,15 @@ class Outline(NDArrayOperatorsMixin):
         """The shape of maxima over an axis, some axes or all."""
         return self._reduced("max", axis, keepdims)
 
+    def argsort(self, axis: int = -1) -> Outline:
+        """The shape of the order of elements along an axis."""
+        return self.xp.empty(self.shape, "int64")
+
     def _reduced(self, name: str, axis: Any, keepdims: bool) -> Outline:
         axes = range(self.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
         gone = {range(self.ndim)[i] for i in axes}
         sides = ((1 if i in gone else side) for i, side in enumerate(self.shape) if keepdims or i not in gone)
-        return self.xp.empty(tuple(sides), getattr(np.ones(1, self.dtype), name)().dtype)
+        return self.xp.empty(tuple(sides), getattr(np.ones((), self.dtype), name)().dtype)
 
     # -- how NumPy meets an outline ---------------------------------------------------------------------------------
 
@@ -198,7 +213,8 @@ class OutlineFunctions:
 
     Attributes:
         flops: operations of the matrix products so far: a product (m, k) @ (k, n) has m k n multiplications and as
-            many additions. What is done element by element is not counted.
+            many additions. What is done element by element is not counted, nor are sums, which some layers write as
+            products with ones.
     """
 
     def __init__(self) -> None:
@@ -208,7 +224,13 @@ class OutlineFunctions:
         """A new array."""
         return Outline(self, shape if isinstance(shape, tuple) else (shape,), dtype)
 
-    zeros = ones = empty
+    zeros = empty
+
+    def ones(self, shape: int | Shape, dtype: DTypeLike = "float64") -> Outline:
+        """A new array of ones."""
+        y = self.empty(shape, dtype)
+        y.is_ones = True
+        return y
 
     def zeros_like(self, x: Outline) -> Outline:
         """A new array of the same shape and dtype."""
@@ -218,6 +240,10 @@ class OutlineFunctions:
         """The integers of a range."""
         return self.empty(len(range(*bounds)), dtype)
 
+    def linspace(self, start: float, stop: float, count: int) -> Outline:
+        """So many numbers from the one to the other."""
+        return self.empty(count)
+
     def asarray(self, x: Any) -> Any:
         """The array itself: one that has numbers may stay as it is, among outlines."""
         return x
@@ -225,6 +251,30 @@ class OutlineFunctions:
     def take(self, x: Any, index: Outline) -> Outline:
         """Elements of x, read as a vector, one for each of `index`."""
         return self.empty(index.shape, x.dtype)
+
+    def concatenate(self, parts: Sequence[Any], axis: int = 0) -> Outline:
+        """One after the other along an axis."""
+        shape = list(parts[0].shape)
+        shape[axis] = sum(part.shape[axis] for part in parts)
+        return self.empty(tuple(shape), np.result_type(*(part.dtype for part in parts)))
+
+    def hstack(self, parts: Sequence[Any]) -> Outline:
+        """Matrices side by side."""
+        return self.concatenate(parts, 1)
+
+    def repeat(self, x: Outline, times: int, axis: int) -> Outline:
+        """Every element so often, one copy beside the other."""
+        return self.concatenate([x] * times, axis)
+
+    def tile(self, x: Outline, times: Shape) -> Outline:
+        """The whole so often along each axis."""
+        return self.empty(tuple(side * n for side, n in zip(x.shape, times, strict=True)), x.dtype)
+
+    def moveaxis(self, x: Outline, source: int, destination: int) -> Outline:
+        """One axis in another place, the others in their order: a view."""
+        order = list(range(x.ndim))
+        order.insert(destination % x.ndim, order.pop(source))
+        return x.transpose(*order)
 
     def where(self, condition: Any, a: Any, b: Any) -> Outline:
         """One or the other."""
@@ -240,7 +290,8 @@ class OutlineFunctions:
             raise ValueError(f"no matrix product of shapes {a.shape} and {b.shape}")
         many = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         shape = (*many, a.shape[-2], b.shape[-1])
-        self.flops += 2 * math.prod(shape) * a.shape[-1]
+        if not (getattr(a, "is_ones", False) or getattr(b, "is_ones", False)):
+            self.flops += 2 * math.prod(shape) * a.shape[-1]
         return self._into(out, shape, np.result_type(a.dtype, b.dtype))
 
     def apply(self, ufunc: np.ufunc, *operands: Any, out: Outline | None = None, **options: Any) -> Outline:
@@ -287,6 +338,8 @@ def _reshaped_strides(shape: Shape, strides: Shape, new: Shape) -> Shape | None:
 
     Neighbouring axes that run through memory without a break are one; each of those is then cut into new axes.
     """
+    if 0 in shape:
+        return _contiguous(new)
     runs: list[tuple[int, int]] = []  # (elements, stride of the last axis in it)
     for side, stride in zip(shape, strides, strict=True):
         if side == 1:
@@ -297,7 +350,7 @@ def _reshaped_strides(shape: Shape, strides: Shape, new: Shape) -> Shape | None:
             runs.append((side, stride))
     found: list[int] = []
     for side in reversed(new):
-        elements, stride = runs.pop() if runs and side != 1 else (side, 0)
+        elements, stride = runs.pop() if runs else (1, 0)
         if elements % side:
             return None
         found.append(stride)

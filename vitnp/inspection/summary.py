@@ -5,8 +5,9 @@ forward in a training Context (see outlines.py): so every figure is that of the 
 are, and takes a fraction of a second for a network of any size.
 
     flops     of the matrix products of a forward: a product (m, k) @ (k, n) has m k n multiplications and as many
-              additions. What is done element by element (norms, GELU, softmax, sums) is not counted. For the "GFLOPs"
-              of papers and of timm, which are multiply-adds, halve it. A backward has twice as many.
+              additions. What is done element by element (norms, GELU, softmax) is not counted, nor are sums, which some
+              layers write as products with ones. For the "GFLOPs" of papers and of timm, which are multiply-adds, halve
+              it. A backward has twice as many.
     saved     bytes that the Context keeps for backward. What several layers save is counted where it was saved first,
               and a view as all of the memory that it keeps alive; parameters and their gradients come on top.
 """
@@ -119,8 +120,8 @@ def trace(layer: Layer, shape: tuple[int, ...], dtype: DTypeLike) -> tuple[Layer
     twin = layer._copy(lambda parameter: xp.empty(parameter.shape, parameter.dtype))
     parameters = {path: sum(getattr(part, name).size for name in part.specs) for path, part in _paths(twin)}
     ctx, pass_ = _KeptBytes(twin), _Pass(xp)
-    for _, part in _paths(twin):
-        pass_.watch(part)
+    for path, part in _paths(twin):
+        pass_.watch(path, part)
     try:
         twin.forward(xp.empty(shape, dtype), ctx)
     except UnknownOperation as error:
@@ -134,10 +135,11 @@ def trace(layer: Layer, shape: tuple[int, ...], dtype: DTypeLike) -> tuple[Layer
 
 
 def _paths(layer: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
-    """Yield the layer and all in it, each by its dotted path; those without one of their own by their attribute."""
+    """Yield the layer and all in it, each by its dotted path; those that go by their parent's name by their own too."""
     yield path, layer
     for name, child in layer._children():
-        yield from _paths(child, child.path or name)
+        inline = f"{path}.{name}" if path else name
+        yield from _paths(child, inline if child.inline else child.path)
 
 
 class _Pass:
@@ -147,16 +149,16 @@ class _Pass:
         self.xp = xp
         self.output: dict[Layer, tuple[int, ...]] = {}
         self.flops: defaultdict[Layer, int] = defaultdict(int)
-        self.running: list[Layer] = []  # the layers that have begun and not ended
+        self.running: list[str] = []  # the layers that have begun and not ended
         self._within = 0  # operations of the layers that ended in the one that runs
 
-    def watch(self, layer: Layer) -> None:
+    def watch(self, path: str, layer: Layer) -> None:
         """Wrap the layer's forward."""
-        forward = layer.forward
+        forward, name = layer.forward, f"{type(layer).__name__} {path!r}"
 
         def watched(*args: Any, **options: Any) -> Any:
             before, outer, self._within = self.xp.flops, self._within, 0
-            self.running.append(layer)
+            self.running.append(name)
             y = forward(*args, **options)
             self.running.pop()
             found = self.xp.flops - before
@@ -199,11 +201,13 @@ def _folded(layers: tuple[LayerSummary, ...]) -> Iterator[LayerSummary]:
         first, *others = alike
         yield from (layer for layer in first if layer.path)
         if others:
-            (name, start, _), (_, end, _) = _place(others[0][0].path), _place(others[-1][0].path)
+            (name, of, _), (_, start, _), (_, end, _) = (
+                _place(part[0].path) for part in (first, others[0], others[-1])
+            )
             path = f"{name}.{start}" + (f" to {end}" if len(others) > 1 else "")
             flat = [layer for stretch in others for layer in stretch]
             parameters, flops, saved = (sum(column) for column in zip(*(layer[3:] for layer in flat), strict=True))
-            yield LayerSummary(path, f"as {name}.{_place(first[0].path)[1]}", None, parameters, flops, saved)
+            yield LayerSummary(path, f"as {name}.{of}", None, parameters, flops, saved)
 
 
 def _place(path: str) -> tuple[str, str, str]:

@@ -53,10 +53,15 @@ def load_pretrained(
             transformers, "bicubic-antialias" as timm; see `vitnp.pretrained.positions`.
 
     A network with a class token is taken to classify by it, one without by the mean of all tokens. Files that vitnp
-    wrote say everything. Numbers are converted to `dtype`.
+    wrote say everything. Numbers are converted to `dtype`. The model has no dropout.
 
-    Raises FileNotFoundError; CheckpointError that lists all that is missing, not expected or of another shape, or says
-    which argument is wanted; ValueError for an unknown rule.
+    How the network was given its pixels, no file of weights says. From [0, 1], the original and most of timm's take
+    mean 0.5 and divide by std 0.5; torchvision's, and DeiT, take those of ImageNet, mean (0.485, 0.456, 0.406) and std
+    (0.229, 0.224, 0.225); a folder of transformers has them in preprocessor_config.json, timm's models in their
+    `pretrained_cfg`. So uint8 images go in as `vitnp.predict(model, images, mean=[0.5] * 3, std=[0.5] * 3)`.
+
+    Raises FileNotFoundError; CheckpointError that lists all that is missing, not expected or of another shape, says
+    which argument is wanted, or which contradicts the file; ValueError for an unknown rule.
     """
     path = Path(path)
     source = read_source(path)
@@ -111,6 +116,11 @@ def _examine(path: Path, source: Source, given: dict[str, Any]) -> Network:
             f"{path}: {sizes['H']} heads of {sizes['K']} columns in a width of {sizes['D']}; expected heads that "
             "together are as wide as the network"
         )
+    for name, value in given.items():
+        if source.described.get(name, value) != value:
+            raise CheckpointError(
+                f"{path}: {name} is said to be {value}, but the file says {source.described[name]}: leave it out"
+            )
     try:
         config = _configure(path, layout, sizes, rows, source.described | given)
     except ConfigError as error:

@@ -18,6 +18,9 @@ from vitnp.pretrained.files import DESCRIBED, GELUS, NOTE, NOTED
 from vitnp.pretrained.layouts import LAYOUTS, Sizes, places, turn
 from vitnp.vit import VisionTransformer, ViTConfig
 
+SUFFIXES = {"google": ".npz", "huggingface": ""}
+WRITTEN_AS = {".npz": "a file .npz", ".safetensors": "a file .safetensors", "": "a folder"}
+
 
 def save_pretrained(model: VisionTransformer, path: str | os.PathLike[str], layout: str) -> None:
     """Write a model as "google" (.npz), "timm" or "torchvision" (safetensors), or "huggingface" (a folder) has it.
@@ -26,12 +29,16 @@ def save_pretrained(model: VisionTransformer, path: str | os.PathLike[str], layo
     which epsilon the layer norms have: the others take their own (see `load_pretrained`), unless they are told. vitnp
     finds both in the file, with all else of the configuration.
 
-    Raises ValueError for an unknown layout, a network that the layout has no place for, complex numbers, and numbers
-    that are not finite; OSError where a file cannot be written, and then an older one is as it was.
+    Raises ValueError for an unknown layout, a name that ends as another layout's, a network that the layout has no
+    place for, complex numbers, and numbers that are not finite; OSError where a file cannot be written, and then an
+    older one is as it was.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; choose one of {', '.join(map(repr, LAYOUTS))}")
-    tensors, config, path = _arrays(model, layout), model.config, Path(path)
+    path, suffix = Path(path), SUFFIXES.get(layout, ".safetensors")
+    if path.suffix in (".npz", ".safetensors") and path.suffix != suffix:
+        raise ValueError(f"{path}: the layout {layout} is {WRITTEN_AS[suffix]}: choose another name")
+    tensors, config = _arrays(model, layout), model.config
     if layout == "google":
         write_atomically(path, _npz(tensors, _note(config)))
     elif layout == "huggingface":
