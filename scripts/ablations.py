@@ -82,9 +82,14 @@ BENCHES = {
 
 
 def ablations(network, sizes):
-    """Return what there is to change: a name -> values -> the fields of ViTConfig."""
+    """Return what there is to change: a name -> values -> the fields of ViTConfig.
+
+    `positions` are of which kind, `places` where learned ones are added, and `start` is what those begin as.
+    """
     head, ratio = network.dim // network.num_heads, network.mlp_dim // network.dim
     return {
+        "positions": {kind: {"positions": kind} for kind in ("none", "learned", "learned-2d", "relative", "sincos")},
+        "places": {place: {"pos_at": place} for place in ("stem", "layers", "shared")},
         "start": {start: {"pos_init": start} for start in ("normal", "sincos")},
         "pooling": {pool: {"pool": pool} for pool in ("token", "mean")},
         "patch": {str(side): {"patch_size": side} for side in sizes["patch"]},

@@ -197,6 +197,8 @@ def test_a_picture_is_drawn_with_matplotlib_and_asked_for_without(script, tmp_pa
 @pytest.mark.parametrize("dataset", ["digits", "mnist", "cifar10"])
 def test_a_variant_changes_what_its_ablation_says_and_nothing_else(script, dataset):
     fields = {
+        "positions": {"positions"},
+        "places": {"pos_at"},
         "start": {"pos_init"},
         "pooling": {"pool"},
         "patch": {"patch_size"},
@@ -216,7 +218,10 @@ def test_a_variant_changes_what_its_ablation_says_and_nothing_else(script, datas
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["digits", "--only", "depht"], "--only is 'depht'; choose from start,pooling,patch,depth,width"),
+        (
+            ["digits", "--only", "depht"],
+            "--only is 'depht'; choose from positions,places,start,pooling,patch,depth,width",
+        ),
         (["minst"], "there is no data set 'minst'; choose one of digits, mnist, cifar10"),
         (["digits", "--seeds", "0"], "--seeds is 0; it must be 1 or more, and finite"),
         (["digits", "--epochs", "0"], "--epochs is 0; it must be 1 or more, and finite"),
@@ -245,4 +250,4 @@ def test_results_of_another_recipe_or_network_are_not_mixed(out, script, capsys,
 def test_help_tells_every_option(run, tmp_path):
     text = " ".join(run("ablations.py", "--help", cwd=tmp_path).stdout.split())
     assert "digits, mnist, cifar10" in text
-    assert "some of start,pooling,patch,depth,width; all unless given" in text
+    assert "some of positions,places,start,pooling,patch,depth,width; all unless given" in text
