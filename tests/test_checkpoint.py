@@ -6,6 +6,7 @@ import json
 import math
 import os
 import stat
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -469,6 +470,22 @@ def test_a_number_beyond_all_floats_is_refused(saved):
     save_file(tensors, path, {"vitnp": description, "sha256": hashlib.sha256(description.encode()).hexdigest()})
     with pytest.raises(vitnp.CheckpointError, match="1e999 in the description; expected finite numbers"):
         vitnp.load_checkpoint(path)
+
+
+def test_saving_costs_a_few_readings_of_the_file(tmp_path):
+    """Processor time, which other programs do not take away, in units of the digest of all bytes, which is needed."""
+    model = vitnp.VisionTransformer(vitnp.ViTConfig(dim=384, depth=2), rng=0)
+    optimizer, path = vitnp.Adam(model), tmp_path / "m"
+
+    def seconds(work):
+        started = time.process_time()
+        work()
+        return time.process_time() - started
+
+    vitnp.save_checkpoint(path, model, optimizer)
+    content = path.read_bytes()
+    saving = min(seconds(lambda: vitnp.save_checkpoint(path, model, optimizer)) for _ in range(5))
+    assert saving < 6 * min(seconds(lambda: hashlib.sha256(content)) for _ in range(5))
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(saved, monkeypatch):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ import pytest
 import vitnp
 from vitnp import train
 from vitnp.data import Dataset
+from vitnp.durable import LockedError
 from vitnp.resuming import load_run
 from vitnp.stopping import Stop
 
@@ -181,20 +183,35 @@ def test_a_signal_while_it_saves_waits_until_it_has(whole, tmp_path, monkeypatch
     assert_same_run(tmp_path / "run", whole)
 
 
-def test_handlers_of_signals_are_as_before_after_a_run(tmp_path):
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    make(tmp_path / "run").run(0.0)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+def test_a_signal_while_the_results_are_drawn_ends_it_at_once_and_they_are_drawn_when_resumed(whole, tmp_path):
+    drawn = []
 
-
-def test_a_second_signal_ends_the_process_at_once(monkeypatch):
-    statuses = []
-    monkeypatch.setattr(os, "_exit", statuses.append)
-    with Stop():
-        os.kill(os.getpid(), signal.SIGINT)
-        assert statuses == []
+    def interrupted(trainer):
         os.kill(os.getpid(), signal.SIGTERM)
-    assert statuses == [143]
+        threading.Event().wait(30)
+        drawn.append(1)
+
+    with mock.patch.object(train.Trainer, "_draw_attention", interrupted):
+        assert make(tmp_path / "run").run(0.0) == 143
+    assert not drawn
+    assert resumed(tmp_path / "run" / train.CHECKPOINT).run(0.0) == 0
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_signal_while_a_run_begins_waits_for_its_first_checkpoint_and_step(whole, tmp_path, capsys):
+    fsync = os.fsync
+
+    def interrupted(handle):
+        os.fsync = fsync
+        os.kill(os.getpid(), signal.SIGINT)
+        fsync(handle)
+
+    with Stop() as stop, stop.later(), mock.patch.object(os, "fsync", interrupted):
+        assert make(tmp_path / "run").run(0.0, stop) == 130
+    path = tmp_path / "run" / train.CHECKPOINT
+    assert f"stopped after step 1 of {LAST}; saved {path}\nresume with: " in capsys.readouterr().out
+    assert resumed(path).run(0.0) == 0
+    assert_same_run(tmp_path / "run", whole)
 
 
 @pytest.mark.parametrize("steps", range(LAST + 1))
@@ -290,6 +307,30 @@ def test_metrics_that_are_gone_are_told(tmp_path, stop_after, capsys):
     (tmp_path / "metrics.jsonl").unlink()
     resumed(tmp_path / train.CHECKPOINT)
     assert "lacks 3 lines that the run had written" in capsys.readouterr().err
+
+
+def test_metrics_that_the_run_did_not_write_are_refused_and_nothing_is_changed(tmp_path, stop_after):
+    trainer = make(tmp_path, save_every=0)
+    stop_after(trainer, 3)
+    trainer.run(0.0)
+    path = tmp_path / train.METRICS
+    path.write_bytes(b"".join(reversed(path.read_bytes().splitlines(keepends=True))) + b"{}\n")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for name in (train.CHECKPOINT, train.PREVIOUS):
+        with pytest.raises(
+            ValueError, match=r"metrics.jsonl: its first . lines have .*: to go on without .*, move the"
+        ):
+            resumed(tmp_path / name)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_metrics_reach_the_disk_before_the_checkpoint_that_counts_them(tmp_path, monkeypatch):
+    events, save, flush = [], train.save_checkpoint, train.Metrics.flush
+    trainer = make(tmp_path)
+    monkeypatch.setattr(train, "save_checkpoint", lambda *a, **o: (events.append(a[0].name), save(*a, **o)))
+    monkeypatch.setattr(train.Metrics, "flush", lambda metrics: (events.append("metrics"), flush(metrics)))
+    trainer.save()
+    assert events == ["metrics", train.CHECKPOINT]
 
 
 # -- probes -----------------------------------------------------------------------------------------------------------
@@ -410,6 +451,95 @@ def test_last_and_its_predecessor_are_one_save_apart(tmp_path, stop_after):
     assert steps == [7, 6]
 
 
+def test_the_best_model_is_written_before_the_checkpoint_that_knows_of_it(tmp_path, monkeypatch):
+    """Else a run killed in between would go on after that epoch, and never write it."""
+    events, save = [], train.save_checkpoint
+    trainer = make(tmp_path)
+    monkeypatch.setattr(train, "save_checkpoint", lambda *a, **o: (events.append(a[0].name), save(*a, **o)))
+    monkeypatch.setattr(train.Trainer, "evaluate", lambda self, dataset: (1.0, self.optimizer.steps / LAST))
+    trainer.run(0.0)
+    assert events == [train.BEST, train.CHECKPOINT] * 3
+
+
+def best_at(trainer, monkeypatch, disk, accuracies, full_at):
+    """Have these accuracies found, and no room for the best model in one of the epochs; return the models."""
+    accuracies, flats = iter(accuracies), []
+    save = train.save_checkpoint
+
+    def evaluated(self, dataset):
+        flats.append(self.model.flat.copy())
+        return 1.0, next(accuracies)
+
+    def save_or_not(path, *arguments, **options):
+        disk.full = path.name == train.BEST and len(flats) in full_at
+        try:
+            save(path, *arguments, **options)
+        finally:
+            disk.full = False
+
+    monkeypatch.setattr(train.Trainer, "evaluate", evaluated)
+    monkeypatch.setattr(train, "save_checkpoint", save_or_not)
+    return flats
+
+
+def test_a_best_model_that_found_no_room_is_written_as_soon_as_there_is_some(tmp_path, monkeypatch, disk):
+    trainer = make(tmp_path)
+    flats = best_at(trainer, monkeypatch, disk, [0.2, 0.9, 0.5, 0.5], full_at=[2])
+    disk.full = False
+    assert trainer.run(0.0) == 0
+    best = vitnp.load_checkpoint(tmp_path / train.BEST)
+    np.testing.assert_array_equal(best.model.flat, flats[1])
+    assert best.progress["best"] == {"epoch": 2, "accuracy": 0.9}
+    assert vitnp.load_checkpoint(tmp_path / train.CHECKPOINT).progress["best"] == {"epoch": 2, "accuracy": 0.9}
+
+
+def test_while_the_best_model_finds_no_room_a_checkpoint_says_which_one_is_on_the_disk(tmp_path, monkeypatch, disk):
+    trainer = make(tmp_path)
+    best_at(trainer, monkeypatch, disk, [0.2, 0.9, 0.5, 0.5], full_at=[2, 3, 4])
+    with pytest.raises(OSError, match=r"best.safetensors: could not be written \(No space left on device\): make room"):
+        trainer.run(0.0)
+    for name in (train.CHECKPOINT, train.BEST):
+        assert vitnp.load_checkpoint(tmp_path / name).progress["best"] == {"epoch": 1, "accuracy": 0.2}
+
+
+def test_a_worse_model_takes_no_place_of_one_that_waits_for_room(tmp_path, monkeypatch, disk):
+    trainer = make(tmp_path)
+    flats = best_at(trainer, monkeypatch, disk, [0.2, 0.9, 0.8, 0.5], full_at=[2, 3])
+    assert trainer.run(0.0) == 0
+    np.testing.assert_array_equal(vitnp.load_checkpoint(tmp_path / train.BEST).model.flat, flats[1])
+
+
+def test_seconds_count_from_the_last_save_and_from_an_attempt_at_one(tmp_path, monkeypatch, disk):
+    clock, at = [0.0], []
+    monkeypatch.setattr(train.time, "monotonic", lambda: clock[0])
+    trainer = make(tmp_path, save_every=10)
+    one_step, save = trainer._one_step, trainer.save
+
+    def step(images, labels):
+        one_step(images, labels)
+        clock[0] += 6
+
+    def note():
+        at.append(trainer.optimizer.steps)
+        save()
+
+    trainer._one_step, trainer.save = step, note
+    disk.full = True
+    with pytest.raises(OSError, match="could not be saved"):
+        trainer.run(0.0)
+    assert at == [2, 4, 4, 6, 8, 8, 10, 12, 12, 12]  # every second step, after each epoch, and at the end
+
+
+def test_a_resumed_run_does_not_save_at_once(tmp_path, stop_after, monkeypatch):
+    trainer = make(tmp_path)
+    stop_after(trainer, 1)
+    trainer.run(0.0)
+    again, saved = resumed(tmp_path / train.CHECKPOINT), []
+    monkeypatch.setattr(again, "save", lambda: saved.append(again.optimizer.steps))
+    again.run(0.0)
+    assert saved[0] == PER_EPOCH
+
+
 @pytest.mark.parametrize(("save_every", "saves"), [(0, LAST + 3), (1e9, 3)])
 def test_checkpoints_are_written_as_often_as_asked(tmp_path, monkeypatch, save_every, saves):
     counted = []
@@ -458,11 +588,10 @@ def test_a_disk_that_is_full_for_a_while_leaves_old_files_and_the_training_alive
     assert seen == [0, 1, 2, 2, 2, 2, 2, 2, 2, 9, 10, 11]
     said = capsys.readouterr().err
     assert "step 3 could not be saved (No space left on device), that of step 2 is the last: make room" in said
-    assert said.count("training goes on") == 8  # six steps, two of them the last of their epochs
-    assert "best.safetensors: not written (No space left on device)" in said
-    ends = [vitnp.load_checkpoint(folder / train.CHECKPOINT) for folder in (tmp_path / "run", whole)]
-    np.testing.assert_array_equal(ends[0].model.flat, ends[1].model.flat)
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    # six steps, two of them the last of their epochs, so that the last six writes miss the best model, too
+    assert said.count("training goes on") == 8 + 6
+    assert "best.safetensors: could not be written (No space left on device): make room; training goes on" in said
+    assert_same_run(tmp_path / "run", whole)
 
 
 def test_a_disk_that_stays_full_ends_in_an_error_after_the_result(tmp_path, disk, capsys):
@@ -508,8 +637,29 @@ def test_a_full_disk_when_a_signal_comes_says_which_step_is_saved(tmp_path, disk
 
 def test_a_full_disk_at_the_beginning_is_an_error_before_the_training(tmp_path, disk):
     disk.full = True
-    with pytest.raises(OSError, match="step 0 could not be saved"):
+    with pytest.raises(
+        OSError, match=r"step 0 could not be saved \(No space left on device\), none is saved yet: make"
+    ):
         make(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_output_that_goes_to_a_full_disk_changes_nothing(whole, tmp_path, monkeypatch, disk):
+    with open("/dev/full", "w") as out, open("/dev/full", "w") as err:
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        trainer = make(tmp_path / "run", save_every=0)
+        one_step = trainer._one_step
+
+        def step(images, labels):
+            one_step(images, labels)
+            disk.full = trainer.optimizer.steps == 3  # so that there is a warning to print, too
+
+        trainer._one_step = step
+        assert trainer.run(0.0) == 0
+        for file in (out, err):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # or it could not be closed
+    assert_same_run(tmp_path / "run", whole)
 
 
 def test_a_folder_that_is_deleted_is_made_again(tmp_path):
@@ -585,6 +735,53 @@ def test_the_step_ends_the_run_with_the_first_bad_tensor_and_its_batch(tmp_path,
     assert np.isfinite(loaded.model.flat).all()
 
 
+def test_an_update_that_is_not_finite_ends_the_run_in_its_own_step_without_a_warning(tmp_path):
+    trainer = make(tmp_path, lr=1e39, warmup_epochs=0)
+    with pytest.raises(FloatingPointError) as caught:
+        trainer.run(0.0)
+    first = "the parameter patch_embed.weight"
+    assert str(caught.value).startswith(f"step 1: the step has made {first} NaN or infinity: lower the learning rate; ")
+    assert str(caught.value).endswith(f"the state of step 0 in {tmp_path / train.CHECKPOINT}")
+    note = json.loads((tmp_path / train.FAILED).read_text())
+    assert (note["step"], note["first"]) == (1, first)
+    assert vitnp.load_checkpoint(tmp_path / train.CHECKPOINT).optimizer.steps == 0
+
+
+def test_a_state_that_cannot_be_saved_for_its_numbers_ends_the_run_with_the_step_and_the_tensor(tmp_path):
+    """On a GPU a step does not look at what its update made, but no checkpoint takes it."""
+    trainer = make(tmp_path, save_every=0)
+    one_step = trainer._one_step
+
+    def step(images, labels):
+        one_step(images, labels)
+        if trainer.optimizer.steps == 3:
+            trainer.model.classifier.head.bias[1] = np.nan
+
+    trainer._one_step = step
+    with pytest.raises(
+        ValueError, match=r"step 3: head.bias holds NaN or infinity: .*; its batch is in .*, the state of"
+    ):
+        trainer.run(0.0)
+    note = json.loads((tmp_path / train.FAILED).read_text())
+    assert (note["step"], note["first"]) == (3, "the parameter head.bias")
+    assert vitnp.load_checkpoint(tmp_path / train.CHECKPOINT).optimizer.steps == 2
+
+
+def test_the_note_of_a_failed_step_goes_when_the_run_has_ended_well(tmp_path):
+    trainer = make(tmp_path)
+    spoil(trainer, 6, spoil_image)
+    with pytest.raises(ValueError, match="step 6"):
+        trainer.run(0.0)
+    assert (tmp_path / train.FAILED).exists()
+    assert resumed(tmp_path / train.CHECKPOINT).run(0.0) == 0
+    assert not (tmp_path / train.FAILED).exists()
+
+
+def test_a_warm_up_longer_than_any_run_is_half_of_it(tmp_path):
+    rates = [[make(warmup_epochs=epochs)._rate(step) for step in range(LAST)] for epochs in (1e308, 2.0)]
+    assert rates[0] == rates[1]
+
+
 def test_a_resumed_run_comes_to_the_same_bad_step(tmp_path):
     trainer = make(tmp_path)
     spoil(trainer, 6, spoil_scale)
@@ -629,13 +826,13 @@ def test_a_validation_that_is_not_finite_is_an_error_and_no_accuracy(tmp_path):
 # -- before the data are loaded ---------------------------------------------------------------------------------------
 
 
-def run_main(monkeypatch, options):
-    """train.main with a command line, and with data that must not be asked for."""
+def no_data(args):
+    raise AssertionError("data were loaded")
 
-    def load_data(args):
-        raise AssertionError("data were loaded")
 
-    fields = {"image_size": 6, "channels": 1, "num_classes": 3}
+def run_main(monkeypatch, options, load_data=no_data):
+    """train.main with a command line, and with data that must not be asked for unless there are some."""
+    fields = {"image_size": (6, 9), "channels": 1, "num_classes": 3}
     monkeypatch.setattr(sys, "argv", ["train_toy.py", *options])
     parser = train.training_parser("A toy.", out=Path("never"), **RUN)
     return train.main(parser, load_data, lambda args: fields)
@@ -654,6 +851,7 @@ def run_main(monkeypatch, options):
         (["--weight-decay", "inf"], "--weight-decay is inf; it must be 0 or more, and finite"),
         (["--probe-every", "0"], "--probe-every is 0; it must be 1 or more, and finite"),
         (["--clip-norm", "nan"], "--clip-norm is nan; it must be above 0"),
+        (["--shards", "100000"], "--shards is 100000; it must be at most the 8 images of a batch"),
         (["--crop", "0"], "crop is 0.0; expected a number from 0.01 to 1"),
         (["--momentum", "0.5"], "--momentum is 0.5, which Adam has no place for: leave it out, or --optimizer sgd"),
         (["--optimizer", "sgd", "--momentum", "1"], "--momentum is 1.0; it must be at least 0 and below 1"),
@@ -710,3 +908,167 @@ def test_a_run_that_another_process_trains_is_not_resumed(monkeypatch, tmp_path,
         assert run_main(monkeypatch, ["--resume", str(tmp_path / train.CHECKPOINT)]) == 1
     expected = f"another process ({os.getpid()}) trains in {tmp_path}: wait until it ends, or stop it"
     assert capsys.readouterr().err == f"error: {expected}\n"
+
+
+@pytest.mark.parametrize("value", ["nan", "-5", "inf"])
+def test_options_of_a_run_that_resumes_are_checked_too(monkeypatch, tmp_path, capsys, value):
+    monkeypatch.setattr(sys, "argv", ["train_toy.py"])
+    make(tmp_path)
+    assert run_main(monkeypatch, ["--resume", str(tmp_path / train.CHECKPOINT), "--save-every", value]) == 1
+    expected = f"error: --save-every is {float(value)}; it must be 0 or more, and finite\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_run_resumes_in_its_own_folder_and_no_other(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_toy.py"])
+    make(tmp_path)
+    assert run_main(monkeypatch, ["--resume", str(tmp_path / train.CHECKPOINT), "--out", "elsewhere"]) == 1
+    expected = "--out is elsewhere, but a run resumes in its own folder: leave it out"
+    assert capsys.readouterr().err == f"error: {expected}\n"
+
+
+@pytest.mark.parametrize("given", ["--resume=", "--resume=."])
+def test_a_folder_to_resume_is_named_with_the_file_that_it_may_hold(monkeypatch, tmp_path, capsys, given):
+    monkeypatch.chdir(tmp_path)
+    assert run_main(monkeypatch, [given]) == 1
+    expected = "--resume is ., a folder; expected a checkpoint, as checkpoint.safetensors"
+    assert capsys.readouterr().err == f"error: {expected}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", [".", ".."])
+def test_a_folder_to_which_no_number_can_be_added_is_told(monkeypatch, tmp_path, folder):
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    Path(folder, train.METRICS).touch()
+    with pytest.raises(ValueError, match=f"--out is {folder}, which holds a run already: name another folder"):
+        train._claim_folder(Path(folder))
+
+
+def test_a_folder_where_nothing_can_be_written_is_told(monkeypatch, tmp_path):
+    def refuse(*arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(
+        OSError, match=r"--out is .*run, where nothing can be written \(Permission denied\): name another"
+    ):
+        train._claim_folder(tmp_path / "run")
+
+
+# -- before the first step --------------------------------------------------------------------------------------------
+
+
+def load_toy(args):
+    return dataset(40, 1), dataset(20, 2)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_data_are_loaded_ends_it_at_once_and_leaves_nothing(
+    monkeypatch, tmp_path, capsys, number, status
+):
+    def interrupted(args):
+        os.kill(os.getpid(), number)
+        threading.Event().wait(30)
+        raise AssertionError("it went on")
+
+    make(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(sys, "argv", ["train_toy.py"])
+    make(tmp_path)
+    for options in (["--out", str(tmp_path / "new")], ["--resume", str(tmp_path / train.CHECKPOINT)]):
+        assert run_main(monkeypatch, options, interrupted) == status
+        assert capsys.readouterr().err == "interrupted\n"
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in before} | {train.PREVIOUS}
+
+
+def test_a_signal_while_a_run_is_restored_waits_for_the_next_step(whole, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_toy.py"])
+    make(tmp_path)
+
+    def interrupted(path):
+        if path.name == train.CHECKPOINT:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with mock.patch.object(train, "remove_orphans", interrupted):
+        assert run_main(monkeypatch, ["--resume", str(tmp_path / train.CHECKPOINT)], load_toy) == 143
+    assert "stopped after step 1 of 12; saved" in capsys.readouterr().out
+    assert run_main(monkeypatch, ["--resume", str(tmp_path / train.CHECKPOINT)], load_toy) == 0
+    assert vitnp.load_checkpoint(tmp_path / train.CHECKPOINT).optimizer.steps == LAST
+    assert not (tmp_path / ".lock").exists()
+
+
+@pytest.mark.parametrize("what", ["a new run", "a resumed one"])
+def test_nobody_else_trains_in_the_folder_of_a_run(monkeypatch, tmp_path, what):
+    monkeypatch.setattr(sys, "argv", ["train_toy.py"])
+    refused = []
+
+    def look(trainer, started, stop):
+        with pytest.raises(LockedError) as caught, train._lock(trainer.folder):
+            pass
+        refused.append(str(caught.value))
+        return 0
+
+    monkeypatch.setattr(train.Trainer, "run", look)
+    if what == "a new run":
+        run_main(monkeypatch, ["--out", str(tmp_path)], load_toy)
+    else:
+        make(tmp_path)
+        run_main(monkeypatch, ["--resume", str(tmp_path / train.CHECKPOINT)], load_toy)
+    assert len(refused) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a permission there")
+@pytest.mark.parametrize("name", [train.CHECKPOINT, train.PREVIOUS, train.BEST])
+def test_two_folders_that_share_a_file_by_a_link_are_not_trained_in_at_once(monkeypatch, tmp_path, capsys, name):
+    monkeypatch.setattr(sys, "argv", ["train_toy.py"])
+    for folder in ("one", "two"):
+        make(tmp_path / folder)
+    (tmp_path / "two" / name).unlink(missing_ok=True)
+    (tmp_path / "two" / name).symlink_to(tmp_path / "one" / name)
+    (tmp_path / "one" / name).touch()
+    with train._lock(tmp_path / "one"):
+        assert run_main(monkeypatch, ["--resume", str(tmp_path / "two" / train.CHECKPOINT)]) == 1
+    expected = f"another process ({os.getpid()}) trains in {tmp_path / 'one'}: wait until it ends, or stop it"
+    assert capsys.readouterr().err == f"error: {expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seen": {"loss": 0}}, r"seen of its run is {'loss': 0}, which no run says: damaged, or of another version"),
+        ({"seen": {"loss": 0, "correct": -1, "images": 0}}, "seen of its run is"),
+        ({"seen": {"loss": 0, "correct": 0, "images": 0.5}}, "seen of its run is"),
+        ({"seen": []}, "seen of its run is"),
+        ({"settings": []}, r"settings of its run is \[\]"),
+        ({"settings": {}}, "says nothing of --attention-dropout, --batch-size, .*: damaged, or of another version"),
+        ({"data": []}, r"data of its run is \[\]"),
+        ({"data": {"training": "a"}}, "data of its run is"),
+        ({"metrics": -5}, "metrics of its run is -5"),
+        ({"metrics": {"lines": -5, "sha256": ""}}, "metrics of its run is"),
+        ({"metrics": {"lines": 5}}, "metrics of its run is"),
+        ({"images": True}, "images of its run is True"),
+        ({"images": 10**30}, "images of its run is"),
+        ({"seconds": -1}, "seconds of its run is -1"),
+        ({"best": {"epoch": 1}}, "best of its run is"),
+        ({"best": {"epoch": 1, "accuracy": "x"}}, "best of its run is"),
+        ({"script": 5}, "script of its run is 5"),
+        ({"script": "train_other.py"}, "a run of train_other.py, which alone can resume it"),
+    ],
+)
+def test_a_run_that_says_what_no_run_says_is_not_resumed(monkeypatch, tmp_path, capsys, change, message):
+    monkeypatch.setattr(sys, "argv", ["train_toy.py"])
+    trainer, path = make(tmp_path), tmp_path / train.CHECKPOINT
+    vitnp.save_checkpoint(path, trainer.model, trainer.optimizer, {**trainer._progress(), **change})
+    assert run_main(monkeypatch, ["--resume", str(path)]) == 1
+    assert re.fullmatch(f"error: {path}: {message}.*\n", capsys.readouterr().err)
+
+
+def test_a_setting_that_is_no_number_is_told(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_toy.py"])
+    trainer, path = make(tmp_path), tmp_path / train.CHECKPOINT
+    progress = trainer._progress()
+    progress["settings"]["epochs"] = "three"
+    vitnp.save_checkpoint(path, trainer.model, trainer.optimizer, progress)
+    assert run_main(monkeypatch, ["--resume", str(path)]) == 1
+    assert capsys.readouterr().err == "error: --epochs is 'three'; it must be a number\n"

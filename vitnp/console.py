@@ -1,4 +1,4 @@
-"""What a script says to whom runs it: errors and notices, each of them one line."""
+"""What a script says to whoever runs it: lines that no full disk makes an error, and errors that are one line each."""
 
 from __future__ import annotations
 
@@ -8,29 +8,74 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any
 
 from vitnp.backend import DeviceError
 from vitnp.data import DataNotice
 
 
+def say(text: str) -> None:
+    """Print to standard output, at once."""
+    _print(text, sys.stdout)
+
+
+def warn(text: str) -> None:
+    """Print to standard error."""
+    _print(text, sys.stderr)
+
+
+def _print(text: str, file: IO[str]) -> None:
+    """Print; what a full disk does not take waits in the file's buffer. BrokenPipeError where nobody reads any more."""
+    try:
+        print(text, file=file, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
+
+
 def report_errors(work: Callable[[], int], debug: bool) -> int:
     """Return what `work` returns; an error that the user can mend is one line and status 1, no traceback."""
+    try:
+        status = _report_errors(work, debug)
+        for file in (sys.stdout, sys.stderr):
+            if file is not None and not _is_flushed(file):
+                status = status or 1
+        return status
+    except BrokenPipeError:
+        # Whoever read the output has gone (as `| head` does): nothing is left to tell, not even when Python flushes.
+        for file in (sys.stdout, sys.stderr):
+            _is_flushed(file)
+        return 141  # 128 + SIGPIPE, as shells have it
+
+
+def _report_errors(work: Callable[[], int], debug: bool) -> int:
     try:
         with _notices():
             return work()
     except BrokenPipeError:
-        # Whoever read the output has gone (as `| head` does): nothing is left to tell, not even when Python flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # 128 + SIGPIPE, as shells have it
-    except (ValueError, TypeError, OSError, DeviceError, FloatingPointError, MemoryError) as error:
+        raise
+    except (ValueError, TypeError, OSError, DeviceError, FloatingPointError, OverflowError, MemoryError) as error:
         if debug:
             raise
-        print(f"error: {error if str(error) else type(error).__name__}", file=sys.stderr)
+        warn(f"error: {error if str(error) else type(error).__name__}")
         return 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        warn("interrupted")
         return 128 + signal.SIGINT
+
+
+def _is_flushed(file: IO[str]) -> bool:
+    """Return whether everything printed is where it belongs; where not, Python, which flushes at its end, finds no
+    fault either, and says no more."""
+    try:
+        file.flush()
+        return True
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+        if file is sys.stdout and not isinstance(error, BrokenPipeError):
+            warn(f"error: not everything could be printed ({error.strerror}): make room")
+        return False
 
 
 @contextmanager
@@ -40,7 +85,7 @@ def _notices() -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, DataNotice):
-            print(f"notice: {message}", file=sys.stderr)
+            warn(f"notice: {message}")
         else:
             usual(message, category, *place, **more)
 

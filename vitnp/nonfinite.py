@@ -2,12 +2,13 @@
 
 A step notices what is not finite in the logits and in the norm of the gradient, which it computes anyway. What hides
 an explosion is a layer norm: a variance beyond the largest float gives rstd = 1/√inf = 0, and zeros go on. So rstd is
-looked at too. Where a step has failed, the same pass is taken once more with every tensor looked at, to name the first.
+looked at too, and so are the parameters once they are updated. Where a step has failed, the same pass is taken once
+more with every tensor looked at, to name the first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,29 @@ def check_variances(norms: Iterable[LayerNorm], ctx: Context) -> None:
                 f"the variance in {norm.path} overflows, so that its output would be zeros: lower the learning rate, "
                 "or look for bad input"
             )
+
+
+def bad_parameter(model: VisionTransformer) -> str | None:
+    """Return the first parameter with NaN or infinity, as "the parameter head.weight"; None if all are finite."""
+    for name, parameter in model.parameters().items():
+        if not bool(array_module(parameter).isfinite(parameter).all()):
+            return f"the parameter {name}"
+    return None
+
+
+def check_update(model: VisionTransformer, in_parts: Callable[[Callable[[int, int], None], int], Any]) -> None:
+    """Raise FloatingPointError where an optimizer's step has made a parameter NaN or infinity.
+
+    A sum shows it, which threads share as they do the step itself (`in_parts`, as in `Adam.step`). On a GPU nothing is
+    looked at, for that would make it wait.
+    """
+    flat, sums = model.flat, list[float]()
+    if array_module(flat) is not np:
+        return
+    in_parts(lambda start, end: sums.append(float(flat[start:end].sum())), len(flat))
+    # A sum of finite numbers may overflow, too.
+    if not np.isfinite(sum(sums)) and (bad := bad_parameter(model)):
+        raise FloatingPointError(f"the step has made {bad} NaN or infinity: lower the learning rate")
 
 
 class _Found(Exception):

@@ -52,8 +52,8 @@ class Optimizer:
             raise TypeError(f"{trains}, whose parameters are one vector; this is {model!r}")
         if not (math.isfinite(lr) and lr > 0):
             raise ValueError(f"lr is {lr}; it must be above 0")
-        if not weight_decay >= 0:
-            raise ValueError(f"weight_decay is {weight_decay}; it must be at least 0")
+        if not 0 <= weight_decay < math.inf:
+            raise ValueError(f"weight_decay is {weight_decay}; it must be at least 0, and finite")
         self.model, self.lr, self.weight_decay = model, float(lr), float(weight_decay)
         self.steps = 0
         for name in self.state:
@@ -145,8 +145,8 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(model, lr, weight_decay)
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas are {betas}; both must be at least 0 and below 1")
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas are {betas}; they must be two, both at least 0 and below 1")
         if not eps > 0:
             raise ValueError(f"eps is {eps}; it must be above 0")
         self.betas, self.eps = (float(betas[0]), float(betas[1])), float(eps)

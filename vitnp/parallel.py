@@ -14,7 +14,7 @@ import functools
 import math
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import pairwise
 from typing import Any
 
@@ -26,7 +26,7 @@ from vitnp.cores import usable_cores
 from vitnp.layers import LayerNorm
 from vitnp.losses import softmax_cross_entropy
 from vitnp.moving_average import MovingAverage
-from vitnp.nonfinite import check_variances
+from vitnp.nonfinite import check_update, check_variances
 from vitnp.optim import Optimizer, clip_global_norm
 from vitnp.vit import VisionTransformer
 
@@ -91,12 +91,15 @@ class ShardedStep:
 
         images (B, H, W, C) are floats; labels as in `softmax_cross_entropy`, whose errors this raises too.
         FloatingPointError where the gradient's norm is not finite, or the variance in a layer norm; then no parameter
-        has changed. (On a GPU this is not looked at, which would make it wait: there `norm` says so afterwards.)
+        has changed. So it is where the update has made a parameter NaN or infinity, which then stays so. (On a GPU
+        none of this is looked at, which would make it wait: there `norm` says so afterwards.)
         `correct` is then the number of samples whose class the network had right.
         """
         loss = self.gradients(images, labels)
-        self.norm = clip_global_norm(self._flat_grad(self.contexts[0]), self.clip_norm)
+        with np.errstate(over="ignore", invalid="ignore"):  # it raises instead
+            self.norm = clip_global_norm(self._flat_grad(self.contexts[0]), self.clip_norm)
         self.optimizer.step(self.contexts[0], self._in_parts)
+        check_update(self.model, self._in_parts)
         if self.average is not None:
             self.average.update(self._in_parts)
         return loss
@@ -134,11 +137,9 @@ class ShardedStep:
             size, results = _even(end - first, self.micro_batch or end - first), []
             ctx.zero_grad()
             ctx.step = self.optimizer.steps
-            # What overflows shows in the loss and in the gradient's norm, which are looked at; no need to warn as well.
-            with np.errstate(over="ignore", invalid="ignore"):
-                for row in range(first, end, size):
-                    part, ctx.first_row = slice(row, min(row + size, end)), row
-                    results.append(self._train(ctx, images[part], labels[part], len(images)))
+            for row in range(first, end, size):
+                part, ctx.first_row = slice(row, min(row + size, end)), row
+                results.append(self._train(ctx, images[part], labels[part], len(images)))
             return results
 
         with one_at_a_time, self._blas.limit(limits=1, user_api="blas"):
@@ -148,9 +149,21 @@ class ShardedStep:
         return sum(losses[1:], losses[0]), sum(correct[1:], correct[0]), len(shards)
 
     def _on_threads(self, work: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
-        """Return what `map(work, *arguments)` does, each call on a thread."""
-        jobs = [self._threads.submit(work, *args) for args in zip(*arguments, strict=True)]
-        wait(jobs)  # all of them, even if one fails: none may go on with memory that is used again
+        """Return what `map(work, *arguments)` does, each call on a thread; MemoryError where no more can be started."""
+        jobs: list[Future] = []
+
+        def quietly(*args: Any) -> Any:
+            # What overflows shows in loss, norm and parameters, which are looked at; no need to warn as well.
+            with np.errstate(over="ignore", invalid="ignore"):
+                return work(*args)
+
+        try:
+            for args in zip(*arguments, strict=True):
+                jobs.append(self._threads.submit(quietly, *args))
+        except RuntimeError as error:  # from the threading module
+            raise MemoryError(f"{self.shards} shards want as many threads ({error}): take fewer") from error
+        finally:
+            wait(jobs)  # all of them, even if one fails: none may go on with memory that is used again
         return [job.result() for job in jobs]
 
     def _in_parts(self, work: Callable[[int, int], None], size: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,48 @@ PLACES = (
     "save_every",
     "debug",
 )  # options that say where a run happens, not what it is
-RUN = (
-    "script",
-    "settings",
-    "seen",
-    "images",
-    "seconds",
-    "data",
-    "best",
-    "metrics",
-)  # what a checkpoint says of its run
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and _is_number(value)
+
+
+def _is_number(value: Any, least: float = 0) -> bool:
+    return type(value) in (int, float) and least <= value < 1e18
+
+
+def _is_seen(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"loss", "correct", "images"}
+        and _is_number(value["loss"])
+        and _is_count(value["correct"])
+        and _is_count(value["images"])
+    )
+
+
+def _is_digests(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("training", "test"))
+
+
+def _is_best(value: Any) -> bool:
+    return isinstance(value, dict) and _is_count(value.get("epoch")) and _is_number(value.get("accuracy"), least=-1)
+
+
+def _is_state_of_metrics(value: Any) -> bool:
+    return isinstance(value, dict) and _is_count(value.get("lines")) and isinstance(value.get("sha256"), str)
+
+
+RUN: dict[str, Callable[[Any], bool]] = {  # what a checkpoint says of its run, and whether it may be that
+    "script": lambda value: isinstance(value, str),
+    "settings": lambda value: isinstance(value, dict),
+    "seen": _is_seen,
+    "images": _is_count,
+    "seconds": _is_number,
+    "data": _is_digests,
+    "best": _is_best,
+    "metrics": _is_state_of_metrics,
+}
 
 
 def load_run(path: Path, device: str) -> Checkpoint:
@@ -48,6 +81,11 @@ def take_settings(args: argparse.Namespace, given: dict[str, Any], checkpoint: C
     progress = checkpoint.progress
     if checkpoint.optimizer is None or not progress.keys() >= set(RUN):
         raise CheckpointError(f"{args.resume}: holds a model, but no run that could be resumed")
+    if wrong := [name for name, is_right in RUN.items() if not is_right(progress[name])]:
+        raise CheckpointError(
+            f"{args.resume}: {wrong[0]} of its run is {progress[wrong[0]]!r:.80}, which no run says: damaged, or of "
+            "another version of vitnp"
+        )
     script, settings = progress["script"], progress["settings"]
     if script != Path(sys.argv[0]).name:
         raise CheckpointError(f"{args.resume}: a run of {script}, which alone can resume it")
@@ -63,6 +101,12 @@ def take_settings(args: argparse.Namespace, given: dict[str, Any], checkpoint: C
         for name, value in settings.items()
         if given.get(name, value) != value
     ]
+    # What the script added later, as train_folder.py its files, is no option.
+    if lacking := sorted(vars(args).keys() - set(PLACES) - settings.keys()):
+        raise CheckpointError(
+            f"{args.resume}: says nothing of {', '.join(map(option_name, lacking))}: damaged, or of another version of "
+            "vitnp"
+        )
     if others:
         raise ValueError(f"{'; '.join(others)}: leave {'it' if len(others) == 1 else 'them'} out")
     for name, value in settings.items():

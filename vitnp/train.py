@@ -28,15 +28,15 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import numpy as np
 
 from vitnp.checkpoint import Checkpoint, CheckpointError, save_checkpoint
-from vitnp.console import report_errors
+from vitnp.console import report_errors, say, warn
 from vitnp.cores import usable_cores
 from vitnp.data import Augmentation, Batches, Dataset, channel_statistics, normalize, prepared_ahead
 from vitnp.data.dataset import whole_number
@@ -47,7 +47,7 @@ from vitnp.inference import evaluate, features
 from vitnp.inspection import attention_picture, attention_rollout
 from vitnp.metrics import Metrics
 from vitnp.moving_average import MovingAverage
-from vitnp.nonfinite import first_not_finite
+from vitnp.nonfinite import bad_parameter, first_not_finite
 from vitnp.optim import SGD, Adam, Optimizer
 from vitnp.parallel import ShardedStep
 from vitnp.resuming import CHECKPOINT, PLACES, PREVIOUS, load_run, option_name, take_settings
@@ -212,28 +212,57 @@ def main(
 
 
 def _train(parser: TrainingParser, args: argparse.Namespace, load_data: Loader, make_model: ModelMaker) -> int:
+    with Stop() as stop:
+        try:
+            if args.resume is not None:
+                return _resume(parser, args, load_data, stop)
+            return _begin(args, load_data, make_model, stop)
+        except Stopped:  # before there was anything to save
+            warn("interrupted")
+            return 128 + stop.signal
+
+
+def _begin(args: argparse.Namespace, load_data: Loader, make_model: ModelMaker, stop: Stop) -> int:
     started = time.perf_counter()
-    if args.resume:
-        with _lock(args.resume.parent):
-            checkpoint = load_run(args.resume, args.device)
-            take_settings(args, parser.given, checkpoint)
-            learned = checkpoint.model, cast(Optimizer, checkpoint.optimizer)
-            trainer = Trainer(*learned, *load_data(args), args, checkpoint.average)
-            trainer.restore(args.resume, checkpoint)
-            return trainer.run(started)
     _check_options(args)  # before any data is loaded
     model = make_model(args).to_device(args.device)
     average = None if args.ema is None else MovingAverage(model, args.ema)
     trainer = Trainer(model, _make_optimizer(model, args), *load_data(args), args, average)
-    folder = _claim_folder(args.out)
-    with _lock(folder):
-        trainer.begin(folder)
-        return trainer.run(started)
+    with stop.later():
+        folder = _claim_folder(args.out)
+        with _lock(folder):
+            trainer.begin(folder)
+            return trainer.run(started, stop)
 
 
-def _lock(folder: Path) -> AbstractContextManager[None]:
-    """The lock of a run's folder; where there is no such folder, whatever is to be read there will say so."""
-    return hold_lock(folder / ".lock", f"trains in {folder}") if folder.is_dir() else nullcontext()
+def _resume(parser: TrainingParser, args: argparse.Namespace, load_data: Loader, stop: Stop) -> int:
+    started = time.perf_counter()
+    if args.resume.is_dir():
+        raise ValueError(f"--resume is {args.resume}, a folder; expected a checkpoint, as {args.resume / CHECKPOINT}")
+    with _lock(args.resume.parent):
+        checkpoint = load_run(args.resume, args.device)
+        take_settings(args, parser.given, checkpoint)
+        _check_ranges(args)
+        learned = checkpoint.model, cast(Optimizer, checkpoint.optimizer)
+        trainer = Trainer(*learned, *load_data(args), args, checkpoint.average)
+        with stop.later():
+            trainer.restore(args.resume, checkpoint)
+            return trainer.run(started, stop)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder, and of any other that links in it lead to: a file there may be another run's.
+
+    Where there is no such folder, whatever is to be read there will say so.
+    """
+    real = {os.path.dirname(os.path.realpath(folder / name)) for name in (CHECKPOINT, PREVIOUS, BEST)}
+    places = {path: Path(path) for path in sorted(real)} | {os.path.realpath(folder): folder}
+    with ExitStack() as locks:
+        for place in places.values():
+            if place.is_dir():
+                locks.enter_context(hold_lock(place / ".lock", f"trains in {place}"))
+        yield
 
 
 def _make_config(args: argparse.Namespace, images: dict[str, Any]) -> ViTConfig:
@@ -255,21 +284,30 @@ def _make_optimizer(model: VisionTransformer, args: argparse.Namespace) -> Optim
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    """Raise ValueError that names an option whose value cannot be."""
+    """Raise ValueError that names an option whose value cannot be, whatever the data are."""
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out is {args.out}, which is a file; it must be a folder, or one that can be made")
+    _check_ranges(args)
+
+
+def _check_ranges(args: argparse.Namespace) -> None:
+    """The same of all options but where it is written, which a run that resumes knows."""
     at_least = dict.fromkeys(("epochs", "batch_size", "held_out", "shards", "micro_batch", "images", "probe_every"), 1)
     at_least |= dict.fromkeys(("seed", "warmup_epochs", "weight_decay", "label_smoothing", "save_every"), 0)
     for name, least in at_least.items():
         value = getattr(args, name, None)
+        if not isinstance(value, int | float | None):  # from a checkpoint
+            raise ValueError(f"{option_name(name)} is {value!r}; it must be a number")
         if value is not None and not least <= value < math.inf:
             raise ValueError(f"{option_name(name)} is {value}; it must be {least} or more, and finite")
     if args.clip_norm is not None and not args.clip_norm > 0:
         raise ValueError(f"--clip-norm is {args.clip_norm}; it must be above 0")
     if not 0 < args.lr < math.inf:
         raise ValueError(f"--lr is {args.lr}; it must be above 0, and finite")
-    if args.out.exists() and not args.out.is_dir():
-        raise ValueError(f"--out is {args.out}, which is a file; it must be a folder, or one that can be made")
     if not args.label_smoothing < 1:
         raise ValueError(f"--label-smoothing is {args.label_smoothing}; it must be below 1")
+    if args.shards > max(args.batch_size, usable_cores()):
+        raise ValueError(f"--shards is {args.shards}; it must be at most the {args.batch_size} images of a batch")
     _check_rule(args)
     _augmentation(args)
 
@@ -296,11 +334,18 @@ def _claim_folder(folder: Path) -> Path:
     """Make and return `folder`, or folder-2, folder-3, …: the first that has no file which a run would write over."""
     candidate, number = folder, 2
     while True:
-        candidate.mkdir(parents=True, exist_ok=True)
-        if not any((candidate / name).exists() for name in RESULTS):
-            with suppress(FileExistsError):  # another run was quicker
-                (candidate / METRICS).touch(exist_ok=False)
-                return candidate
+        try:
+            candidate.mkdir(parents=True, exist_ok=True)
+            if not any((candidate / name).exists() for name in RESULTS):
+                with suppress(FileExistsError):  # another run was quicker
+                    (candidate / METRICS).touch(exist_ok=False)
+                    return candidate
+        except OSError as error:
+            raise OSError(
+                f"--out is {folder}, where nothing can be written ({error.strerror}): name another folder"
+            ) from error
+        if folder.name in ("", ".."):
+            raise ValueError(f"--out is {folder}, which holds a run already: name another folder")
         candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
 
 
@@ -341,50 +386,65 @@ class Trainer:
         )
         self.seen = dict(NOTHING_SEEN)  # sums over the epoch so far; not nothing until it is validated
         self.images, self.seconds = 0, 0.0  # trained on and spent in steps, over the whole run
-        self.best = {"epoch": 0, "accuracy": -1.0}
-        self.saved_steps, self.saved_at, self.unsaved = 0, -math.inf, True
+        self.best: dict[str, Any] = {"epoch": 0, "accuracy": -1.0}  # of the model in best.safetensors
+        self.better: tuple[VisionTransformer, dict[str, Any]] | None = None  # a model, and its notes, still to go there
+        self.saved_steps: int | None = None
+        self.saved_at, self.unsaved = -math.inf, True
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
-    def run(self, started: float) -> int:
-        """Train to the end, test once, and return the exit status; SIGINT and SIGTERM stop it after a step."""
+    def run(self, started: float, stop: Stop | None = None) -> int:
+        """Train to the end, test once, and return the exit status; SIGINT and SIGTERM stop it after a step.
+
+        `stop`, where it is in use already, is one that holds signals back.
+        """
+        if stop is None:
+            with Stop() as stop, stop.later():
+                return self.run(started, stop)
         self._print_head()
-        with Stop() as stop:
-            try:
-                while self.optimizer.steps < self.total_steps or self.seen["images"]:
-                    self._epoch(stop)
-                with stop.at_once():
-                    loss, accuracy = self.evaluate(self.test)
-            except Stopped:
-                if self.unsaved:
-                    self.save()
-                return self._say_how_to_resume(stop.signal)
-        unwritten = self._write_results(test_loss=loss, test_accuracy=accuracy)
+        try:
+            while self.optimizer.steps < self.total_steps or self.seen["images"]:
+                self._epoch(stop)
+            with stop.at_once():
+                loss, accuracy = self.evaluate(self.test)
+            unwritten = self._write_results(stop, test_loss=loss, test_accuracy=accuracy)
+        except Stopped:
+            self._save_the_rest()
+            return self._say_how_to_resume(stop.signal)
         if unwritten is None:
             shown = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
-            print(f"\nresults in {self.folder}: {', '.join(shown)}")
+            say(f"\nresults in {self.folder}: {', '.join(shown)}")
         wall = time.perf_counter() - started
-        print(f"test accuracy {100 * accuracy:.2f} %  ({len(self.test)} images; {wall:.1f} s in all)")
+        say(f"test accuracy {100 * accuracy:.2f} %  ({len(self.test)} images; {wall:.1f} s in all)")
         if unwritten is not None:
             raise unwritten
         return 0
 
-    def _write_results(self, **test: float) -> OSError | None:
+    def _write_results(self, stop: Stop, **test: float) -> OSError | None:
         """Write what is left to write at the end; what hinders it is returned, for the result is to be told anyway."""
         try:
-            if self.unsaved:  # for want of room after the last epoch
-                self.save()
+            self._save_the_rest()
             self.metrics.add(step=self.optimizer.steps, **test)
             self.metrics.flush()
-            self._draw_attention()
-            try:
-                _draw_curves(self.folder)
-            except (ValueError, KeyError) as error:
-                return OSError(f"{self.folder / METRICS} is damaged, so there is no curves.png: {error}")
+            (self.folder / FAILED).unlink(missing_ok=True)  # of a step that has been taken since
+            with stop.at_once():
+                self._draw_attention()
+                try:
+                    _draw_curves(self.folder)
+                except (ValueError, KeyError) as error:
+                    return OSError(f"{self.folder / METRICS} is damaged, so there is no curves.png: {error}")
         except OSError as error:
             reason = f"not everything could be written ({error.strerror}): make room, and resume"
             return OSError(f"{self.folder}: {reason}") if error.strerror else error
         return None
+
+    def _save_the_rest(self) -> None:
+        """Save what there was no room for; OSError where there still is none."""
+        try:
+            self._write_best()
+        finally:
+            if self.unsaved:
+                self.save()
 
     def _epoch(self, stop: Stop) -> None:
         """Take the steps that are left of the current epoch, then validate; a stop leaves it after a step."""
@@ -428,20 +488,24 @@ class Trainer:
         self, number: int, error: ValueError | FloatingPointError, images: np.ndarray, labels: Any
     ) -> NoReturn:
         """Raise `error` with what was the first bad tensor; save the batch's indices and the state before the step."""
-        first = None
-        if self.optimizer.steps < number:  # else the parameters, on a GPU, have changed already
+        first = bad_parameter(self.model)
+        if first is None and self.optimizer.steps < number:  # else the parameters have changed already
             size = min(self.step.micro_batch or len(images), -(-len(images) // self.step.shards))
             options = {"rng": self.args.seed, "step": self.optimizer.steps, "size": size}
             smoothing = self.args.label_smoothing
             with suppress(MemoryError):
                 first = first_not_finite(self.model, images, labels, label_smoothing=smoothing, **options)
+        self._fail(number, error, first)
+
+    def _fail(self, number: int, error: ValueError | FloatingPointError, first: str | None) -> NoReturn:
+        """The same, once it is known what was the first; None where it is not."""
         epoch, batch = divmod(number - 1, self.batches.steps_per_epoch)
         indices = self.fit_indices[self.batches.indices(epoch, batch)].tolist()
         note = {"step": number, "epoch": epoch + 1, "error": str(error), "first": first, "training_images": indices}
         with suppress(OSError, ValueError):  # no room; or parameters that are not finite, which are not to be kept
             write_atomically(self.folder / FAILED, json.dumps(note).encode())
             self.save()
-        named = f"; the first that is not finite is {first}" if first else ""
+        named = f"; the first that is not finite is {first}" if first and first not in str(error) else ""
         raise type(error)(
             f"step {number}: {error}{named}; its batch is in {self.folder / FAILED}, the state of step "
             f"{self.saved_steps} in {self.folder / CHECKPOINT}"
@@ -456,11 +520,11 @@ class Trainer:
         result = {"epoch": epoch + 1, "validation_loss": validation[0], "validation_accuracy": validation[1]}
         self.metrics.add(step=self.optimizer.steps, **result, **probed)
         self.seen = dict(NOTHING_SEEN)
-        self._keep_if_best(epoch + 1, validation[1])
+        self._note_if_best(epoch + 1, validation[1])
         self._try_to_save()
         numbers = f"{train[0]:10.4f} {100 * train[1]:8.2f} % {validation[0]:10.4f} {100 * validation[1]:8.2f} %"
         probe = f"   probe {100 * probed['probe_accuracy']:.2f} %" if probed else ""
-        print(f"{epoch + 1:5d} {numbers} {self.optimizer.lr:9.2e} {speed:9,.0f} {self.seconds:8.1f}{probe}", flush=True)
+        say(f"{epoch + 1:5d} {numbers} {self.optimizer.lr:9.2e} {speed:9,.0f} {self.seconds:8.1f}{probe}")
 
     def _choose_shots(self, fit_set: Dataset) -> Dataset:
         """Return what a probe learns from: the same images in every epoch."""
@@ -492,7 +556,8 @@ class Trainer:
         return found.loss, found.accuracy
 
     def _rate(self, step: int) -> float:
-        warmup = min(round(self.args.warmup_epochs * self.batches.steps_per_epoch), self.total_steps // 2)
+        warmup_epochs = min(self.args.warmup_epochs, self.args.epochs)
+        warmup = min(round(warmup_epochs * self.batches.steps_per_epoch), self.total_steps // 2)
         options = {"total_steps": self.total_steps, "warmup_steps": warmup, "decay": self.args.decay}
         return warmup_decay(step, peak=self.args.lr, **options)
 
@@ -501,13 +566,12 @@ class Trainer:
     def _print_head(self) -> None:
         config, sets = self.model.config, (self.batches.dataset, self.validation, self.test)
         train, validation, test = (f"{len(dataset):,}" for dataset in sets)
-        print(
+        say(
             f"{self.batches.dataset.name}: {train} training, {validation} validation and {test} test images\n"
             f"ViT of {self.model.num_parameters:,} parameters: {config.num_tokens} tokens, dim {config.dim}, "
             f"depth {config.depth}, {config.num_heads} heads\n"
             f"{self.total_steps} steps of {self.args.batch_size} images, {self.step.shards} shards\n\n"
-            "epoch train loss   accuracy validation   accuracy        lr  images/s  seconds",
-            flush=True,
+            "epoch train loss   accuracy validation   accuracy        lr  images/s  seconds"
         )
 
     def _running(self) -> dict[str, str]:
@@ -525,12 +589,12 @@ class Trainer:
 
     def _say_how_to_resume(self, number: int) -> int:
         path = self.folder / CHECKPOINT
-        print(f"\nstopped after step {self.optimizer.steps} of {self.total_steps}; saved {path}")
+        say(f"\nstopped after step {self.optimizer.steps} of {self.total_steps}; saved {path}")
         command = [sys.executable, sys.argv[0], "--resume", str(path)]
         command += ["--data", str(self.args.data)] if getattr(self.args, "data", None) else []
         command += [] if getattr(self.args, "download", True) else ["--no-download"]
         command += ["--device", self.args.device] if self.args.device != "cpu" else []
-        print(f"resume with: {shlex.join(command)}")
+        say(f"resume with: {shlex.join(command)}")
         return 128 + number
 
     # -- what it writes ---------------------------------------------------------------------------------------------
@@ -547,41 +611,54 @@ class Trainer:
             state = self.model, self.optimizer, self._progress(), self.folder / PREVIOUS, self.average
             save_checkpoint(path, *state)
         except OSError as error:
+            last = "none is saved yet" if self.saved_steps is None else f"that of step {self.saved_steps} is the last"
             raise OSError(
-                f"{path}: step {self.optimizer.steps} could not be saved ({error.strerror or error}), that of step "
-                f"{self.saved_steps} is the last: make room, or make the folder writable"
+                f"{path}: step {self.optimizer.steps} could not be saved ({error.strerror or error}), {last}: make "
+                "room, or make the folder writable"
             ) from error
         self.saved_steps, self.unsaved = self.optimizer.steps, False
 
     def _try_to_save(self) -> None:
         """Save; a disk that is full, or gone, does not end the run, which saves again later."""
-        try:
-            self.save()
-        except OSError as error:
-            print(f"warning: {error}; training goes on", file=sys.stderr)
+        for save in (self._write_best, self.save):  # in this order: a checkpoint must not know of a better one
+            try:
+                save()
+            except OSError as error:
+                warn(f"warning: {error}; training goes on")
+            except ValueError as error:  # on a GPU, where no step has shown that its update was not finite
+                self._fail(self.optimizer.steps, error, bad_parameter(self.model))
         self.saved_at = time.monotonic()
 
-    def _keep_if_best(self, epoch: int, accuracy: float) -> None:
-        """Write best.safetensors, which holds the model alone, where no epoch has been better."""
-        if accuracy <= self.best["accuracy"]:
+    def _note_if_best(self, epoch: int, accuracy: float) -> None:
+        """Keep the model for best.safetensors, which is written before the next checkpoint, if none was better."""
+        best = self.best if self.better is None else self.better[1]["best"]
+        if accuracy > best["accuracy"]:
+            notes = {**self._progress(), "best": {"epoch": epoch, "accuracy": accuracy}}
+            self.better = self.judged.to_device("cpu"), notes
+
+    def _write_best(self) -> None:
+        """Write best.safetensors, which holds the model alone, where a better one has been found; or raise OSError."""
+        if self.better is None:
             return
-        before, self.best = self.best, {"epoch": epoch, "accuracy": accuracy}
+        model, notes = self.better
         try:
-            save_checkpoint(self.folder / BEST, self.judged, progress=self._progress())
+            save_checkpoint(self.folder / BEST, model, progress=notes)
         except OSError as error:
-            self.best = before
-            print(f"warning: {self.folder / BEST}: not written ({error.strerror or error})", file=sys.stderr)
+            raise OSError(
+                f"{self.folder / BEST}: could not be written ({error.strerror or error}): make room"
+            ) from error
+        self.best, self.better, self.unsaved = notes["best"], None, True  # for a checkpoint says which is the best
 
     def _progress(self) -> dict[str, Any]:
         return {
             "script": Path(sys.argv[0]).name,
             "settings": {name: value for name, value in vars(self.args).items() if name not in PLACES},
-            "seen": self.seen,
+            "seen": dict(self.seen),  # which goes on, and what is said of a best model must not
             "images": self.images,
             "seconds": self.seconds,
             "data": self.data,
             "best": self.best,
-            "metrics": self.metrics.lines,
+            "metrics": self.metrics.state,
             "classes": self.batches.dataset.class_names,
             "mean": self.batches.mean,
             "std": self.batches.std,
@@ -596,7 +673,7 @@ class Trainer:
     def restore(self, path: Path, checkpoint: Checkpoint) -> None:
         """Go on where the checkpoint at `path` was saved, and drop what was written to its folder since.
 
-        Raises CheckpointError, and changes nothing, where the data are others.
+        Raises ValueError, and changes nothing, where the data are others, or the metrics not those that the run wrote.
         """
         progress, self.folder = checkpoint.progress, path.parent
         for name, digest in self.data.items():
@@ -605,16 +682,17 @@ class Trainer:
                     f"{path}: a run on other images: the {name} set has SHA-256 {digest}, expected {expected}: "
                     "give the data that it began with"
                 )
+        self.metrics = Metrics(self.folder / METRICS)
+        if missing := self.metrics.go_on(progress["metrics"]):
+            warn(f"notice: {self.metrics.path} lacks {missing} lines that the run had written")
         if changed := changes(checkpoint.environment, environment()):
-            print(f"notice: results will agree to rounding, not bit for bit: {changed}", file=sys.stderr)
+            warn(f"notice: results will agree to rounding, not bit for bit: {changed}")
         for name in (CHECKPOINT, PREVIOUS, BEST):
             remove_orphans(self.folder / name)
         if path.name == PREVIOUS:
             os.replace(path, self.folder / CHECKPOINT)  # the one after it is given up
         self.seen, self.images, self.seconds = progress["seen"], progress["images"], progress["seconds"]
-        self.best, self.metrics = progress["best"], Metrics(self.folder / METRICS)
-        if missing := self.metrics.go_on(progress["metrics"]):
-            print(f"notice: {self.metrics.path} lacks {missing} lines that the run had written", file=sys.stderr)
+        self.best = progress["best"]
         self.saved_steps, self.saved_at, self.unsaved = self.optimizer.steps, time.monotonic(), False
 
     def _draw_attention(self) -> None:
@@ -630,7 +708,7 @@ class Trainer:
 def _draw_curves(folder: Path) -> None:
     """Write curves.png from metrics.jsonl where matplotlib is installed, as the extra `plots` does."""
     if importlib.util.find_spec("matplotlib") is None:
-        print("for curves.png: pip install matplotlib")
+        say("for curves.png: pip install matplotlib")
         return
     from matplotlib.figure import Figure
 
