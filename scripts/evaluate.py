@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import train_digits
 
 import vitnp
 from vitnp import data, train
@@ -25,7 +26,7 @@ PICTURED = 24  # mistakes
 
 
 def digits(settings, root):
-    return data.load_digits(2000, seed=1_000_000 + settings["seed"])
+    return train_digits.test_set(settings["seed"])
 
 
 def mnist(settings, root):
@@ -50,6 +51,14 @@ def folder(settings, root):
 TEST_SETS = {"train_digits.py": digits, "train_mnist.py": mnist, "train_cifar.py": cifar, "train_folder.py": folder}
 
 
+def check_digest(test, expected):
+    if (digest := test.digest()) != expected:
+        raise data.DataError(
+            f"{test.name}: not the test images of the training run: they have SHA-256 {digest}, expected {expected}: "
+            "for others use --folder"
+        )
+
+
 def load_images(classifier, args):
     """Return the data set to evaluate on, its labels numbered as the model's classes are."""
     if args.folder is not None:
@@ -62,6 +71,7 @@ def load_images(classifier, args):
             raise ValueError(f"the model is of {script}; expected one of {known}: give labelled images with --folder")
         try:
             found = TEST_SETS[script](classifier.progress["settings"], args.data)
+            check_digest(found, classifier.progress["data"]["test"])
         except (KeyError, IndexError) as error:
             raise vitnp.CheckpointError(
                 f"{args.checkpoint}: says nothing of {error} in the run of {script}; expected a checkpoint that this "

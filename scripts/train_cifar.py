@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vitnp import train
 from vitnp.data import load_cifar10, load_cifar100
+from vitnp.data.dataset import whole_number
 
 
 def load_data(args):
@@ -17,6 +18,7 @@ def load_data(args):
 
 
 def image_fields(args):
+    whole_number("--held-out", args.held_out, 1, 49_999)  # one image less than there are to train on
     return {"image_size": 32, "channels": 3, "num_classes": args.classes}
 
 

@@ -14,8 +14,12 @@ TEST_SEED = 1_000_000
 
 
 def load_data(args):
+    return load_digits(args.images + args.held_out, seed=args.seed), test_set(args.seed)
+
+
+def test_set(seed):
     # Another seed draws other digits: no test image is a training image.
-    return load_digits(args.images + args.held_out, seed=args.seed), load_digits(2000, seed=TEST_SEED + args.seed)
+    return load_digits(2000, seed=TEST_SEED + seed)
 
 
 def image_fields(args):

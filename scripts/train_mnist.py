@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vitnp import train
 from vitnp.data import load_fashion_mnist, load_mnist
+from vitnp.data.dataset import whole_number
 
 # Networks so small that they underfit: nothing makes the images harder, and larger steps, and more of them.
 TINY = {
@@ -48,6 +49,7 @@ def load_data(args):
 
 
 def image_fields(args):
+    whole_number("--held-out", args.held_out, 1, 59_999)  # one image less than there are to train on
     return {"image_size": 28, "channels": 1, "num_classes": 10}
 
 

@@ -32,10 +32,11 @@ class Disk(io.RawIOBase):
         return len(part)
 
 
-@pytest.mark.parametrize("room", [0, 1, 9])
-def test_what_a_full_disk_does_not_take_follows_when_there_is_room(monkeypatch, room):
+@pytest.mark.parametrize(("buffered", "room"), [(True, 0), (True, 1), (True, 9), (False, 0)])
+def test_what_a_full_disk_does_not_take_follows_when_there_is_room(monkeypatch, buffered, room):
     disk = Disk(room)
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(disk)))
+    file = io.TextIOWrapper(io.BufferedWriter(disk)) if buffered else io.TextIOWrapper(disk, write_through=True)
+    monkeypatch.setattr(sys, "stdout", file)
     for epoch in range(3):
         say(f"epoch {epoch}")
     assert len(disk.content) == room
@@ -45,8 +46,9 @@ def test_what_a_full_disk_does_not_take_follows_when_there_is_room(monkeypatch, 
 
 
 @needs_full
-def test_a_result_that_was_printed_nowhere_is_an_error(monkeypatch, capsys):
-    with open(FULL, "w") as full:
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_result_that_was_printed_nowhere_is_an_error(monkeypatch, capsys, buffered):
+    with open(FULL, "w") if buffered else io.TextIOWrapper(open(FULL, "wb", 0), write_through=True) as full:
         monkeypatch.setattr(sys, "stdout", full)
         assert report_errors(lambda: say("test accuracy 99.40 %") or 0, debug=False) == 1
         assert (

@@ -9,7 +9,7 @@ from helpers import hard_model, images_for, labels_for
 
 import vitnp
 from vitnp.layers import LayerNorm, Linear
-from vitnp.nonfinite import first_not_finite
+from vitnp.nonfinite import check_update, first_not_finite
 
 BATCH = 5
 
@@ -176,3 +176,48 @@ def test_one_class_has_no_loss_and_trains_on():
     step = sharded(model, clip_norm=1.0)
     assert float(step.step(images_for(model), np.zeros(BATCH, int))) == 0
     assert np.isfinite(model.flat).all()
+
+
+def in_halves(work, size):
+    work(0, size // 2)
+    work(size // 2, size)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["patch_embed.weight", "blocks.1.attn.qkv.bias", "head.bias"])
+def test_a_parameter_that_a_step_has_made_not_finite_is_named(name, bad):
+    model = hard_model("float32")
+    model.parameters()[name][..., -1] = bad
+    with pytest.raises(FloatingPointError, match=f"the step has made the parameter {name} NaN or infinity"):
+        check_update(model, in_halves)
+
+
+def test_infinities_of_both_signs_do_not_make_up_for_each_other():
+    model = hard_model("float32")
+    model.parameters()["head.bias"][:2] = np.inf, -np.inf
+    with np.errstate(invalid="ignore"), pytest.raises(FloatingPointError, match=r"the parameter head\.bias"):
+        check_update(model, in_halves)
+
+
+def test_finite_parameters_whose_sum_overflows_are_no_fault():
+    model = hard_model("float32")
+    model.flat[...] = 1e38
+    with np.errstate(over="ignore"):
+        check_update(model, in_halves)
+
+
+@pytest.mark.parametrize("make", [lambda model: vitnp.Adam(model, lr=1e39), lambda model: vitnp.SGD(model, lr=1e39)])
+def test_an_update_that_overflows_ends_the_step_without_a_warning(make):
+    model = hard_model("float32")
+    step = vitnp.ShardedStep(model, make(model), shards=2)
+    with pytest.raises(FloatingPointError, match="the step has made the parameter"):
+        step.step(images_for(model), labels_for(model))
+
+
+def test_the_average_is_not_spoiled_by_an_update_that_overflows():
+    model = hard_model("float32")
+    average = vitnp.MovingAverage(model, 0.9)
+    step = vitnp.ShardedStep(model, vitnp.Adam(model, lr=1e39), shards=2, average=average)
+    with pytest.raises(FloatingPointError, match="the step has made the parameter"):
+        step.step(images_for(model), labels_for(model))
+    assert np.isfinite(average.averaged.flat).all()

@@ -277,7 +277,9 @@ def test_sgd_leaves_gradients_as_they_are_counts_its_steps_and_keeps_gaps_at_zer
         assert not inside.any()
 
 
-@pytest.mark.parametrize("betas", [(-0.1, 0.999), (1, 0.999), (0.9, 1.0), (0.9, -0.1), (math.nan, 0.999)])
+@pytest.mark.parametrize(
+    "betas", [(-0.1, 0.999), (1, 0.999), (0.9, 1.0), (0.9, -0.1), (math.nan, 0.999), (0.9,), (0.9, 0.99, 0.999), ()]
+)
 def test_betas_outside_their_range_are_refused(betas):
     with pytest.raises(ValueError, match="betas are"):
         Adam(hard_model(), betas=betas)
@@ -290,7 +292,7 @@ def test_eps_outside_its_range_is_refused(eps):
 
 
 @pytest.mark.parametrize("kind", [Adam, SGD])
-@pytest.mark.parametrize("decay", [-0.1, math.nan])
+@pytest.mark.parametrize("decay", [-0.1, math.nan, math.inf])
 def test_a_decay_outside_its_range_is_refused(kind, decay):
     with pytest.raises(ValueError, match=f"weight_decay is {decay}; it must be at least 0"):
         kind(hard_model(), lr=0.1, weight_decay=decay)

@@ -390,3 +390,20 @@ def test_saved_bytes_are_those_of_a_pass_without_its_ends(changes):
     blocks = [layer for block in model.blocks for layer in block.layers()]
     found = sum(buffer.nbytes for key, buffer in ctx._buffers.items() if key[0] in blocks and "rstd" not in key)
     assert parallel.saved_bytes(model) == found
+
+
+def test_threads_that_cannot_be_started_are_told_and_the_others_finished(monkeypatch):
+    model = hard_model()
+    step, begun = ShardedStep(model, Adam(model), shards=3), []
+    submit = step._threads.submit
+
+    def refuse_the_third(work, *arguments):
+        if len(begun) == 2:
+            raise RuntimeError("can't start new thread")
+        begun.append(submit(work, *arguments))
+        return begun[-1]
+
+    monkeypatch.setattr(step._threads, "submit", refuse_the_third)
+    with pytest.raises(MemoryError, match=r"3 shards want as many threads \(can't start new thread\): take fewer"):
+        step.step(images_for(model), labels_for(model))
+    assert all(job.done() for job in begun)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
+from weakref import WeakKeyDictionary
 
 from vitnp.backend import DeviceError
 from vitnp.data import DataNotice
@@ -24,14 +25,22 @@ def warn(text: str) -> None:
     _print(text, sys.stderr)
 
 
-def _print(text: str, file: IO[str]) -> None:
-    """Print; what a full disk does not take waits in the file's buffer. BrokenPipeError where nobody reads any more."""
+_WAITING: WeakKeyDictionary[IO[str], str] = WeakKeyDictionary()  # what unbuffered output, which keeps nothing, lacks
+
+
+def _print(text: str, file: IO[str] | None) -> None:
+    """Print; what a full disk does not take waits for the next time. BrokenPipeError where nobody reads any more."""
+    if file is None:  # closed
+        return
+    text = f"{_WAITING.pop(file, '')}{text}\n"
     try:
-        print(text, file=file, flush=True)
+        file.write(text)
+        file.flush()
     except BrokenPipeError:
         raise
     except OSError:
-        pass
+        if getattr(file, "write_through", False):  # as PYTHONUNBUFFERED and python -u have it
+            _WAITING[file] = text
 
 
 def report_errors(work: Callable[[], int], debug: bool) -> int:
@@ -45,7 +54,8 @@ def report_errors(work: Callable[[], int], debug: bool) -> int:
     except BrokenPipeError:
         # Whoever read the output has gone (as `| head` does): nothing is left to tell, not even when Python flushes.
         for file in (sys.stdout, sys.stderr):
-            _is_flushed(file)
+            if file is not None:
+                _is_flushed(file)
         return 141  # 128 + SIGPIPE, as shells have it
 
 
@@ -66,9 +76,9 @@ def _report_errors(work: Callable[[], int], debug: bool) -> int:
 
 
 def _is_flushed(file: IO[str]) -> bool:
-    """Return whether everything printed is where it belongs; where not, Python, which flushes at its end, finds no
-    fault either, and says no more."""
+    """Return whether all that was printed got there; if not, the rest goes nowhere, or Python would fail at its end."""
     try:
+        file.write(_WAITING.pop(file, ""))
         file.flush()
         return True
     except OSError as error:

@@ -342,8 +342,8 @@ PROMISES = (
             _check(
                 "test_trainer.py::test_output_that_goes_to_a_full_disk_changes_nothing",
                 CONSOLE,
-                "    except OSError:\n        pass",
-                "    except ZeroDivisionError:\n        pass",
+                "    except OSError:\n        if getattr",
+                "    except ZeroDivisionError:\n        if getattr",
             ),
             _check(
                 "test_console.py::test_a_result_that_was_printed_nowhere_is_an_error",

@@ -92,8 +92,7 @@ STEP_SIZE = "step *= self.lr / (1 - beta1**t)"
 DECAY = "flat[first : min(part.stop, layout.decayed)] *= 1 - self.lr * self.weight_decay\n"
 SUM_OF_GRADIENTS = "u *= self.momentum\n        u += g\n"
 STEP = (
-    "        self.optimizer.step(self.contexts[0], self._in_parts)\n"
-    "        check_update(self.model, self._in_parts)\n"
+    "        self.optimizer.step(self.contexts[0], self._in_parts)\n        check_update(self.model, self._in_parts)\n"
 )
 TAKE_AVERAGE = "        if self.average is not None:\n            self.average.update(self._in_parts)\n"
 RISE = "kept = min(self.decay, (1 + self.updates) / (10 + self.updates))"

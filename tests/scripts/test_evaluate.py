@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import vitnp
-from vitnp.data import find_splits, load_digits
+from vitnp.data import find_splits, load_digits, load_mnist
 
 
 def accuracy(output):
@@ -42,6 +42,7 @@ def test_accuracy_on_a_folder_is_that_of_its_training_run(run, folder_run, photo
 def test_accuracy_of_an_mnist_model_is_that_of_the_ten_thousand(run, tmp_path):
     model = vitnp.VisionTransformer(vitnp.ViTConfig(depth=1, dim=8, num_heads=2, mlp_dim=8))
     progress = {"script": "train_mnist.py", "settings": {"seed": 0}, "classes": list("0123456789")}
+    progress["data"] = {"test": load_mnist("test").digest()}
     vitnp.save_checkpoint(tmp_path / "m", model, progress={**progress, "mean": [0.13], "std": [0.31]})
     # its head is zero, so every answer is a 0, of which there are 980
     assert accuracy(run("evaluate.py", "m", cwd=tmp_path).stdout) == ("9.80", "10000")
@@ -102,6 +103,18 @@ def test_a_folder_that_has_changed_is_not_its_test_set(run, folder_run, photogra
     assert "data: not the test images of the training run" in failed.stderr
 
 
+def test_images_with_the_same_names_that_have_changed_are_not_its_test_set(run, folder_run, photographs, tmp_path):
+    shutil.copytree(photographs, tmp_path / "data")
+    changed = tmp_path / "data" / find_splits(photographs)[1].paths[0].relative_to(photographs)
+    Image.new("RGB", (28, 28)).save(changed)
+    failed = run("evaluate.py", folder_run[1], "--data", "data", cwd=tmp_path, status=1)
+    assert re.fullmatch(
+        r"error: data: not the test images of the training run: they have SHA-256 \w{64}, expected \w{64}: "
+        r"for others use --folder\n",
+        failed.stderr,
+    )
+
+
 def test_a_folders_model_asks_for_its_folder(run, folder_run, tmp_path):
     failed = run("evaluate.py", folder_run[1], cwd=tmp_path, status=1)
     assert failed.stderr.count("\n") == 1
@@ -123,6 +136,7 @@ def test_a_model_of_an_unknown_script_asks_for_images(run, tmp_path):
         ({"script": "train_mnist.py"}, "settings"),
         ({"script": "train_cifar.py", "settings": {}}, "classes"),
         ({"script": "train_digits.py", "settings": {}}, "seed"),
+        ({"script": "train_digits.py", "settings": {"seed": 0}}, "data"),
     ],
 )
 def test_a_checkpoint_without_the_settings_of_its_run_is_one_line(run, tmp_path, progress, lacking):

@@ -158,6 +158,22 @@ def test_a_mistake_is_one_line_and_status_1(tmp_path, options, message):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("script", "most"), [("train_mnist.py", 59_999), ("train_cifar.py", 49_999)])
+def test_too_many_validation_images_are_refused_before_any_is_looked_for(tmp_path, script, most):
+    failed = run(script, "--held-out", most + 1, "--data", "nowhere", "--no-download", cwd=tmp_path, status=1)
+    assert failed.stderr == f"error: --held-out is {most + 1}; expected an integer from 1 to {most}\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_output_on_a_full_disk_ends_no_run_and_is_missed_at_the_end(finished, tmp_path):
+    command = [sys.executable, str(SCRIPTS / "train_digits.py"), *SMALL]
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert process.returncode == 1
+    assert process.stderr == "error: not everything could be printed (No space left on device): make room\n"
+    assert metrics(tmp_path / "runs" / "digits") == metrics(finished[1])
+
+
 def test_the_default_of_a_setting_is_refused_too_where_the_run_has_another(finished):
     path = finished[1] / "checkpoint.safetensors"
     failed = run("train_digits.py", "--resume", path, "--epochs", "5", cwd=finished[1], status=1)
