@@ -185,6 +185,16 @@ def test_a_lock_is_refused_with_its_holder_and_dies_with_it(tmp_path, number):
     assert not lock.exists()
 
 
+def test_a_folder_where_no_lock_can_be_is_told(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    refused = pytest.raises(OSError, match=r"\.lock: no lock can be held there \(Permission denied\): make its folder")
+    with refused, hold_lock(tmp_path / ".lock", "trains"):
+        pass
+
+
 def test_a_lock_that_its_last_holder_removed_is_taken_again(tmp_path, monkeypatch):
     lock, tried, calls = tmp_path / "lock", durable.try_lock, []
 

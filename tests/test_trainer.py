@@ -485,8 +485,15 @@ def best_at(trainer, monkeypatch, disk, accuracies, full_at):
 def test_a_best_model_that_found_no_room_is_written_as_soon_as_there_is_some(tmp_path, monkeypatch, disk):
     trainer = make(tmp_path)
     flats = best_at(trainer, monkeypatch, disk, [0.2, 0.9, 0.5, 0.5], full_at=[2])
-    disk.full = False
+    write_results, kept = trainer._write_results, []
+
+    def look_and_write(*arguments, **options):
+        kept.append(vitnp.load_checkpoint(tmp_path / train.BEST).progress["best"]["epoch"])
+        return write_results(*arguments, **options)
+
+    trainer._write_results = look_and_write
     assert trainer.run(0.0) == 0
+    assert kept == [2]  # with the checkpoint of the third epoch already
     best = vitnp.load_checkpoint(tmp_path / train.BEST)
     np.testing.assert_array_equal(best.model.flat, flats[1])
     assert best.progress["best"] == {"epoch": 2, "accuracy": 0.9}

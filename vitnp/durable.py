@@ -131,7 +131,11 @@ def _open_locked(path: Path, doing: str) -> IO[bytes]:
     while True:
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise OSError(f"{path}: is no plain file; expected a lock, or nothing: remove it, or rename it")
-        file = open(path, "a+b", opener=_no_link)  # noqa: SIM115
+        try:
+            file = open(path, "a+b", opener=_no_link)  # noqa: SIM115
+        except OSError as error:
+            reason = f"{path}: no lock can be held there ({error.strerror}): make its folder writable, or use a copy"
+            raise OSError(reason) from error
         try:
             free = try_lock(file)
         except OSError:
