@@ -20,11 +20,13 @@ from vitnp.layers import (
     Dropout,
     Embeddings,
     LayerNorm,
+    LayerScale,
     Linear,
     PatchEmbed,
     Positions,
     RelativePositions,
     Softmax,
+    StochasticDepth,
     Tanh,
 )
 
@@ -42,6 +44,9 @@ HARD = {
     "attention_dropout": 0.3,
 }
 
+# what later papers added, all at once
+LATER = {"stochastic_depth": 0.3, "layer_scale": 0.1, "registers": 2, "qk_norm": True}
+
 # name: how to make it, and the shape of its input
 LAYERS = {
     "linear": (lambda **o: Linear(6, 7, **o), (5, 9, 6)),
@@ -50,10 +55,13 @@ LAYERS = {
     "gelu_erf": (lambda **o: GELU("erf"), (5, 9, 7)),
     "tanh": (lambda **o: Tanh(), (5, 11)),
     "dropout": (lambda **o: Dropout(0.4), (5, 9, 6)),
+    "stochastic_depth": (lambda **o: StochasticDepth(0.4), (5, 9, 6)),
+    "layer_scale": (lambda **o: LayerScale(6, 0.1, **o), (5, 9, 6)),
     "softmax": (lambda **o: Softmax(), (5, 2, 9, 8)),
     "patch_embed": (lambda **o: PatchEmbed((6, 8), (3, 2), 3, 7, **o), (5, 6, 8, 3)),
     "embeddings_token": (lambda **o: Embeddings(8, 6, **o), (5, 8, 6)),
     "embeddings_mean": (lambda **o: Embeddings(8, 6, class_token=False, **o), (5, 8, 6)),
+    "embeddings_registers": (lambda **o: Embeddings(8, 6, registers=2, **o), (5, 8, 6)),
     "positions_learned": (lambda **o: Positions("learned", (2, 3), 8, **o), (5, 9, 8)),
     "positions_2d": (lambda **o: Positions("learned-2d", (2, 3), 8, **o), (5, 9, 8)),
     "positions_sincos": (lambda **o: Positions("sincos", (2, 3), 8, **o), (5, 9, 8)),
@@ -63,11 +71,20 @@ LAYERS = {
         lambda **o: Attention(6, 2, dropout=0.3, relative=RelativePositions((2, 3), 3, **o), **o),
         (5, 9, 6),
     ),
+    "attention_norms": (
+        lambda **o: Attention(6, 2, dropout=0.3, q_norm=LayerNorm(3, **o), k_norm=LayerNorm(3, **o), **o),
+        (5, 9, 6),
+    ),
     "mlp_tanh": (lambda **o: MLP(6, 7, dropout=0.2, **o), (5, 9, 6)),
     "mlp_erf": (lambda **o: MLP(6, 7, gelu="erf", dropout=0.2, **o), (5, 9, 6)),
     "head_token": (lambda **o: ClassifierHead(6, 4, **o), (5, 9, 6)),
     "head_mean": (lambda **o: ClassifierHead(6, 4, pool="mean", representation_size=7, **o), (5, 9, 6)),
     "block": (lambda **o: Block(6, 2, 7, dropout=0.2, attention_dropout=0.3, **o), (5, 9, 6)),
+    "head_registers": (lambda **o: ClassifierHead(6, 4, pool="mean", registers=2, **o), (5, 9, 6)),
+    "block_options": (
+        lambda **o: Block(6, 2, 7, dropout=0.2, qk_norm=True, layer_scale=0.1, stochastic_depth=0.3, **o),
+        (5, 9, 6),
+    ),
     "vit_token": (lambda **o: vitnp.VisionTransformer(vitnp.ViTConfig(**HARD), **o), (5, 6, 8, 3)),
     "vit_mean": (
         lambda **o: vitnp.VisionTransformer(
@@ -77,7 +94,7 @@ LAYERS = {
     ),
     "vit_positions": (
         lambda **o: vitnp.VisionTransformer(
-            vitnp.ViTConfig(**{**HARD, "positions": "learned-2d", "pos_at": "shared"}), **o
+            vitnp.ViTConfig(**{**HARD, "dim": 8, "positions": "learned-2d", "pos_at": "shared", **LATER}), **o
         ),
         (5, 6, 8, 3),
     ),
@@ -182,6 +199,8 @@ def worst_error(found, truth, floor=1e-8):
     for name, true in truth.items():
         assert found[name].shape == true.shape, name
         scale = max(np.abs(true).max(), np.abs(found[name]).max(), floor * largest)
+        if name.endswith("k_norm.beta"):
+            scale = largest  # it adds the same to all scores of a query: the gradient is 0 but for what rounding leaves
         errors.append(np.abs(found[name] - true).max() / scale)
     return max(errors)
 

@@ -140,13 +140,20 @@ def test_logits_loss_and_every_gradient_are_those_of_torch(case):
     assert max(errors(*both_passes(case)).values()) < 1e-12
 
 
-def variant_errors(**changes):
-    """The errors of a small network whose architecture is another."""
+def variant_errors(stochastic_depth=0.0, **changes):
+    """The errors of a small network whose architecture is another; both drop the same branches."""
     rng, config = np.random.default_rng(3), {**SMALL, **changes}
-    model, values = hard_model(config, rng)
+    model, values = hard_model({**config, "stochastic_depth": stochastic_depth}, rng)
     images = rng.standard_normal((BATCH, *config["image_size"], config["channels"]))
-    labels = rng.integers(config["num_classes"], size=BATCH)
-    return errors(pass_of_vitnp(model, images, labels), pass_of_torch(TorchViT(**config).load(values), images, labels))
+    labels, ctx = rng.integers(config["num_classes"], size=BATCH), vitnp.Context(train=True, rng=1)
+    found, truth = pass_of_vitnp(model, images, labels, ctx=ctx), TorchViT(**config).load(values)
+    for ours, theirs in zip(model.blocks, truth.blocks, strict=True):
+        if ours.drop_path1 is not None:
+            theirs.keep = [torch.tensor(ctx.saved(part).mask) for part in (ours.drop_path1, ours.drop_path2)]
+    truth, nothing = pass_of_torch(truth, images, labels), 0.0
+    for name in [name for name in truth if name.endswith("k_norm.beta")]:  # 0, and what rounding leaves on both sides
+        nothing = max(nothing, abs(found.pop(name)).max(), abs(truth.pop(name)).max())
+    return {**errors(found, truth), "nothing": nothing}
 
 
 @pytest.mark.parametrize("pool", ["token", "mean"])
@@ -166,6 +173,22 @@ def variant_errors(**changes):
 )
 def test_positions_of_every_kind_are_those_of_torch(positions, pos_at, pool):
     assert max(variant_errors(positions=positions, pos_at=pos_at, pool=pool).values()) < 1e-12
+
+
+@pytest.mark.parametrize("pool", ["token", "mean"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layer_scale": 0.1},
+        {"registers": 3},
+        {"qk_norm": True},
+        {"stochastic_depth": 0.5},
+        {"layer_scale": 0.1, "registers": 3, "qk_norm": True, "stochastic_depth": 0.5, "positions": "relative"},
+    ],
+    ids=str,
+)
+def test_what_later_papers_added_is_what_torch_computes_of_it(options, pool):
+    assert max(variant_errors(pool=pool, **options).values()) < 1e-12
 
 
 def test_dropout_of_zero_in_training_mode_changes_nothing():

@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 
+import helpers
 import numpy as np
 import pytest
 from helpers import (
@@ -47,7 +48,15 @@ POSITIONS = {
     "relative": {"positions": "relative"},
     "none": {"positions": "none", "pool": "mean"},
 }
-OPTIONS = POSITIONS
+LATER = {
+    "stochastic depth": {"stochastic_depth": 0.4},
+    "layer scale": {"layer_scale": 0.1},
+    "registers": {"registers": 2},
+    "registers in a mean": {"registers": 2, "pool": "mean"},
+    "q/k norm": {"qk_norm": True},
+    "all at once": {**helpers.LATER, "positions": "relative", "pool": "mean", "depth": 3},
+}
+OPTIONS = POSITIONS | LATER
 every_variant = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
 every_option = pytest.mark.parametrize("changes", OPTIONS.values(), ids=OPTIONS.keys())
 
@@ -329,6 +338,63 @@ def test_positions_go_by_their_names(positions, pos_at):
     assert [name for name in parameters if "pos_embed" in name] == NAMES_OF_POSITIONS[positions, pos_at]
 
 
+def test_rates_of_stochastic_depth_grow_from_0_to_that_of_the_last_block():
+    model = hard_model(depth=4, stochastic_depth=0.3, **NO_DROPOUT)
+    assert model.blocks[0].drop_path1 is model.blocks[0].drop_path2 is None
+    rates = [[block.drop_path1.rate, block.drop_path2.rate] for block in model.blocks[1:]]
+    assert rates == [[pytest.approx(0.3 * i / 3, rel=1e-14)] * 2 for i in (1, 2, 3)]
+
+
+def test_registers_are_attended_to_and_read_by_no_classifier():
+    for pool in ("token", "mean"):
+        model = hard_model(registers=2, pool=pool)
+        ctx = Context(record=True)
+        before = model.forward(images_for(model), ctx)
+        n = model.config.num_tokens - 2
+        assert ctx.saved(model.blocks[0].attn).probs[..., n:].all()
+        tokens = ctx.saved(model.classifier).tokens
+        assert tokens.shape[1] == n + 2 == 8 + (pool == "token") + 2
+        other = tokens.copy()
+        other[:, n:] = 7
+        assert same_bits(model.classifier.forward(other, Context()).copy(), before)
+        model.parameters()["reg_token"][0, 1, 2] += 1  # of all its numbers alike, the norm would see nothing
+        assert error(model.forward(images_for(model)), before) > 1e-3
+
+
+def test_registers_have_no_position_of_their_own():
+    for positions in ("learned", "learned-2d"):
+        model = hard_model(registers=2, positions=positions)
+        p = model.parameters()
+        ctx = Context(record=True)
+        x = model.embeddings.forward(np.zeros((3, 8, 6)), ctx)
+        x = x if model.positions is None else model.positions.forward(x, ctx)
+        assert np.array_equal(x[:, 9:], np.broadcast_to(p["reg_token"], (3, 2, 6)))
+
+
+NAMES_OF_LATER = {
+    "layer_scale": (0.1, [f"blocks.{i}.ls{j}.gamma" for i in (0, 1) for j in (1, 2)]),
+    "registers": (2, ["reg_token"]),
+    "qk_norm": (True, [f"blocks.{i}.attn.{x}_norm.{p}" for i in (0, 1) for x in "qk" for p in ("gamma", "beta")]),
+    "stochastic_depth": (0.1, []),
+}
+
+
+@pytest.mark.parametrize("option", NAMES_OF_LATER)
+def test_what_an_option_adds_goes_by_the_names_of_timm_and_does_not_decay(option):
+    value, names = NAMES_OF_LATER[option]
+    model = hard_model(**{option: value})
+    assert [name for name in model.parameters() if name not in hard_model().parameters()] == names
+    specs = {layer.parameter_name(name): spec for layer in model.layers() for name, spec in layer.specs.items()}
+    assert not any(specs[name].decay for name in names)
+
+
+def test_what_is_added_starts_as_the_papers_say():
+    p = fresh(layer_scale=0.25, registers=50, qk_norm=True).parameters()
+    assert (p["blocks.1.ls2.gamma"] == 0.25).all()
+    assert (p["blocks.1.attn.k_norm.gamma"] == 1).all()
+    assert p["reg_token"].std() == pytest.approx(0.02, rel=0.05)
+
+
 # -- what it accepts --------------------------------------------------------------------------------------------------
 
 
@@ -465,6 +531,10 @@ def test_defaults_are_those_that_are_documented():
         "pos_init": "normal",
         "positions": "learned",
         "pos_at": "stem",
+        "stochastic_depth": 0.0,
+        "layer_scale": None,
+        "registers": 0,
+        "qk_norm": False,
     }
 
 
@@ -516,6 +586,13 @@ def test_configuration_survives_json():
         ),
         ({"positions": "relative", "pos_at": "shared"}, "'shared' beside positions 'relative'; choose one of 'stem'$"),
         ({"positions": "none", "pos_at": "layers"}, "'layers' beside positions 'none'; choose one of 'stem'$"),
+        ({"stochastic_depth": 1}, "stochastic_depth is 1; it must be at least 0 and below 1"),
+        ({"stochastic_depth": 0.1, "depth": 1}, "stochastic_depth is 0.1 at depth 1, .* never dropped: use 0"),
+        ({"layer_scale": 0}, "layer_scale is 0; it must be above 0, or None"),
+        ({"layer_scale": math.nan}, "layer_scale is nan; it must be above 0, or None"),
+        ({"layer_scale": True}, "layer_scale is True; expected a number"),
+        ({"registers": -1}, "registers is -1; expected an integer of at least 0"),
+        ({"qk_norm": 1}, "qk_norm is 1; choose True or False"),
         ({"positions": "none", "pos_init": "sincos"}, "'sincos' beside positions 'none'; choose one of 'normal'$"),
     ],
     ids=str,

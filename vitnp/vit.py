@@ -81,6 +81,10 @@ class ViTConfig:
     pos_init: str = "normal"
     positions: str = "learned"
     pos_at: str = "stem"
+    stochastic_depth: float = 0.0
+    layer_scale: float | None = None
+    registers: int = 0
+    qk_norm: bool = False
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size"):
@@ -98,12 +102,13 @@ class ViTConfig:
         if self.dim % self.num_heads:
             valid = [heads for heads in range(1, 4 * self.num_heads) if self.dim % heads == 0]
             raise ConfigError(f"dim {self.dim} is not divisible by num_heads {self.num_heads}: use one of {valid}")
-        for name in ("dropout", "attention_dropout"):
+        for name in ("dropout", "attention_dropout", "stochastic_depth"):
             if not 0 <= _number(name, getattr(self, name)) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         _one_of("pool", self.pool, ("token", "mean"))
         _one_of("gelu", self.gelu, ("tanh", "erf"))
         self._check_positions()
+        self._check_later()
         if not 0 < _number("layer_norm_eps", self.layer_norm_eps) < math.inf:
             raise ConfigError(f"layer_norm_eps is {self.layer_norm_eps}; it must be above 0")
 
@@ -121,6 +126,18 @@ class ViTConfig:
                 raise ConfigError(
                     f"dim {self.dim} is not divisible by {divisor}, as {name} {value!r} wants it: use {nearest}"
                 )
+
+    def _check_later(self) -> None:
+        """What is in none of the paper's networks."""
+        if self.stochastic_depth and self.depth == 1:
+            raise ConfigError(
+                f"stochastic_depth is {self.stochastic_depth} at depth 1, and the first block is never dropped: use 0"
+            )
+        if self.layer_scale is not None and not 0 < _number("layer_scale", self.layer_scale) < math.inf:
+            raise ConfigError(f"layer_scale is {self.layer_scale}; it must be above 0, or None")
+        object.__setattr__(self, "registers", _integer("registers", self.registers, 0))
+        if not isinstance(self.qk_norm, bool):
+            raise ConfigError(f"qk_norm is {self.qk_norm!r}; choose True or False")
 
     @classmethod
     def named(cls, name: str, **changes: Any) -> Self:
@@ -150,8 +167,8 @@ class ViTConfig:
 
     @property
     def num_tokens(self) -> int:
-        """N: the patches, and the class token where there is one."""
-        return self.num_patches + (self.pool == "token")
+        """N: the patches, the class token where there is one, and the registers."""
+        return self.num_patches + (self.pool == "token") + self.registers
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dict that JSON can hold."""
@@ -183,7 +200,7 @@ class VisionTransformer(Layer):
         self.patch_embed = PatchEmbed(c.image_size, c.patch_size, c.channels, c.dim, **options)
         plain = c.positions == "learned" and c.pos_at == "stem"  # as equation 1 has them
         more: dict[str, Any] = {"class_token": c.pool == "token", "positions": plain, "pos_init": _pos_init(c)}
-        self.embeddings = Embeddings(c.num_patches, c.dim, **more, **options)
+        self.embeddings = Embeddings(c.num_patches, c.dim, registers=c.registers, **more, **options)
         self.positions = None if plain else _positions(c, ("stem", "shared"), **options)
         self.dropout = Dropout(c.dropout)
         self.blocks = [
@@ -197,15 +214,19 @@ class VisionTransformer(Layer):
                 layer_norm_eps=c.layer_norm_eps,
                 positions=_positions(c, ("layers",), **options),
                 relative=_relative_positions(c, **options),
+                qk_norm=c.qk_norm,
+                layer_scale=c.layer_scale,
+                stochastic_depth=c.stochastic_depth * i / max(c.depth - 1, 1),
                 **options,
             )
-            for _ in range(c.depth)
+            for i in range(c.depth)
         ]
         self.classifier = ClassifierHead(
             c.dim,
             c.num_classes,
             pool=c.pool,
             representation_size=c.representation_size,
+            registers=c.registers,
             layer_norm_eps=c.layer_norm_eps,
             **options,
         )
@@ -352,8 +373,12 @@ def _pair(name: str, value: Any) -> tuple[int, int]:
 
 
 def _positive(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
-        raise ConfigError(f"{name} is {value!r}; expected an integer of at least 1")
+    return _integer(name, value, 1)
+
+
+def _integer(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
+        raise ConfigError(f"{name} is {value!r}; expected an integer of at least {least}")
     return operator.index(value)
 
 

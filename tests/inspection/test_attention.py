@@ -37,6 +37,20 @@ def test_rollout_of_a_mean_pooled_model_counts_every_token():
     np.testing.assert_allclose(maps.reshape(3, 8), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("pool", ["token", "mean"])
+def test_rollout_shows_patches_and_leaves_registers_out(pool):
+    model, images = random_model(depth=2, pool=pool, registers=2)
+    first, N = int(pool == "token"), model.config.num_tokens
+    ctx = vitnp.Context(record=True)
+    model.forward(images, ctx)
+    one, two = (ctx.saved(block.attn).probs.mean(1) / 2 + np.eye(N) / 2 for block in model.blocks)
+    rollout = two @ one
+    read = rollout[:, 0] if first else rollout[:, :8].mean(1)  # by the class token, or the mean of the patches
+    expected = read[:, first : first + 8]
+    maps, _ = attention_rollout(model, images)
+    np.testing.assert_allclose(maps.reshape(3, 8), expected / expected.sum(-1, keepdims=True), rtol=1e-12)
+
+
 def test_rollout_returns_a_map_of_the_patches_and_the_logits():
     model, images = random_model(depth=2)
     maps, logits = attention_rollout(model, images)

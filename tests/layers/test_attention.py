@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vitnp
-from vitnp.layers import Attention
+from vitnp.layers import Attention, LayerNorm
 
 D, H, K, N, B = 6, 2, 3, 9, 5
 
@@ -90,6 +90,41 @@ def test_key_bias_has_no_gradient():
     # it adds the same to all scores of a query, and softmax does not see that
     found = handwritten_gradients(attention(), normal((B, N, D), 1), normal((B, N, D), 2))["qkv.bias"]
     assert abs(found[D : 2 * D]).max() < 1e-15 * abs(found).max() * N
+
+
+def normed(dim=D, heads=H, **options):
+    """An attention with norms of q and k."""
+    norms = {name: LayerNorm(dim // heads, eps=0.1, dtype="float64") for name in ("q_norm", "k_norm")}
+    return attention(dim, heads, **norms, **options)
+
+
+def test_q_and_k_of_every_head_are_normed_over_their_columns_and_v_is_not():
+    layer, x, ctx = normed(), normal((B, N, D), 1), vitnp.Context(record=True)
+    layer.forward(x, ctx)
+    saved, qkv = ctx.saved(layer), (x @ layer.qkv.weight + layer.qkv.bias).reshape(B, N, 3, H, K)
+    for part, (found, norm) in enumerate(((saved.q, layer.q_norm), (saved.k, layer.k_norm))):
+        a = qkv[:, :, part].swapaxes(1, 2)
+        deviation = np.sqrt(a.var(-1, keepdims=True) + 0.1)
+        assert error(found, norm.gamma * (a - a.mean(-1, keepdims=True)) / deviation + norm.beta) < 1e-14
+    assert error(saved.v, qkv[:, :, 2].swapaxes(1, 2)) < 1e-14
+    scores = saved.q @ saved.k.swapaxes(-1, -2) / math.sqrt(K)
+    assert error(saved.probs, np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)) < 1e-14
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_every_gradient_is_the_derivative_with_norms_of_q_and_k(heads):
+    layer = normed(heads=heads, dropout=0.4)
+    assert worst_error(*both_gradients(layer, normal((3, 4, D), 1))) < 1e-12
+
+
+def test_gradcheck_passes_on_every_coordinate_with_norms_of_q_and_k():
+    vitnp.gradcheck(normed(), normal((3, 5, D), 1), mode="full", tolerance=1e-12).raise_if_failed()
+
+
+def test_beta_of_the_keys_norm_has_no_gradient():
+    # as with the keys' bias: it adds the same to all scores of a query
+    found = handwritten_gradients(normed(), normal((B, N, D), 1), normal((B, N, D), 2))
+    assert abs(found["k_norm.beta"]).max() < 1e-14 * abs(found["q_norm.beta"]).max() * N
 
 
 def test_dropout_acts_on_the_weights_that_multiply_v():

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from helpers import both_gradients, error, handwritten_gradients, normal, randomize, worst_error
 from hypothesis import given
@@ -36,6 +37,41 @@ def test_dropout_acts_on_each_branch_before_its_skip():
     mlp, hidden = layer.mlp, alone(layer.mlp.gelu, alone(layer.mlp.fc1, alone(layer.norm2, z)))
     branch = alone(mlp.fc2, hidden * ctx.saved(mlp.dropout1).mask) * ctx.saved(mlp.dropout2).mask
     assert error(y, z + branch) < 1e-14
+
+
+def test_layer_scale_and_stochastic_depth_come_last_in_each_branch():
+    layer, x = block(dropout=0.4, layer_scale=0.1, stochastic_depth=0.3), normal((5, 9, 6), 1)
+    ctx = vitnp.Context(train=True, rng=3)
+    y = layer.forward(x, ctx)
+    masks = [ctx.saved(part).mask for part in (layer.drop_path1, layer.drop_path2)]
+    assert {0.0} < set(np.concatenate(masks).ravel())  # some are dropped, and some are not
+    branch = alone(layer.attn, alone(layer.norm1, x)) * ctx.saved(layer.dropout).mask
+    z = x + masks[0] * layer.ls1.gamma * branch
+    mlp, hidden = layer.mlp, alone(layer.mlp.gelu, alone(layer.mlp.fc1, alone(layer.norm2, z)))
+    branch = alone(mlp.fc2, hidden * ctx.saved(mlp.dropout1).mask) * ctx.saved(mlp.dropout2).mask
+    assert error(y, z + masks[1] * layer.ls2.gamma * branch) < 1e-14
+
+
+def test_a_dropped_sample_passes_by_the_skips_alone():
+    layer, x, dy = block(stochastic_depth=0.5), normal((8, 9, 6), 1), normal((8, 9, 6), 2)
+    ctx = vitnp.Context(train=True, rng=3)
+    y = layer.forward(x, ctx)
+    dx = layer.backward(dy, ctx)
+    both = [(ctx.saved(part).mask == 0).ravel() for part in (layer.drop_path1, layer.drop_path2)]
+    dropped = both[0] & both[1]
+    assert 0 < dropped.sum() < 8
+    assert np.array_equal(y[dropped], x[dropped])
+    assert np.array_equal(dx[dropped], dy[dropped])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"layer_scale": 0.1}, {"stochastic_depth": 0.4}, {"qk_norm": True}, {"layer_scale": 0.1, "stochastic_depth": 0.4}],
+    ids=str,
+)
+def test_every_gradient_is_the_derivative_with_later_options(options):
+    found, truth = both_gradients(block(dropout=0.2, attention_dropout=0.3, **options), normal((5, 9, 6), 1))
+    assert worst_error(found, truth) < 1e-12
 
 
 @pytest.mark.parametrize("gelu", ["tanh", "erf"])

@@ -82,7 +82,7 @@ def test_active_dropout_without_a_seed_is_refused():
 
 @pytest.mark.parametrize("rate", [-0.1, 1, 1.0, 1.5, math.nan])
 def test_rate_outside_its_range_is_refused(rate):
-    with pytest.raises(ValueError, match=f"dropout is {rate}"):
+    with pytest.raises(ValueError, match=f"the rate of Dropout is {rate}"):
         Dropout(rate)
 
 

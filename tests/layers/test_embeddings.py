@@ -6,8 +6,8 @@ import vitnp
 from vitnp.layers import Embeddings
 
 
-def embeddings(class_token=True):
-    return randomize(Embeddings(8, 6, class_token=class_token, dtype="float64"))
+def embeddings(class_token=True, **options):
+    return randomize(Embeddings(8, 6, class_token=class_token, dtype="float64", **options))
 
 
 def test_class_token_comes_first_and_positions_are_added():
@@ -41,6 +41,36 @@ def test_gradients_of_token_and_positions_sum_over_the_batch():
     assert worst_error(found, truth) < 1e-15
 
 
+@pytest.mark.parametrize("class_token", [True, False])
+def test_registers_come_last_and_have_no_position(class_token):
+    layer, x = embeddings(class_token, registers=2), normal((5, 8, 6), 1)
+    found, N = layer.forward(x, vitnp.Context()), 8 + class_token
+    assert np.array_equal(found[:, N:], np.broadcast_to(layer.reg_token, (5, 2, 6)))
+    assert np.array_equal(found[:, class_token:N], x + layer.pos_embed[:, class_token:])
+    assert layer.pos_embed.shape == (1, N, 6)
+
+
+@pytest.mark.parametrize(
+    "options", [{"registers": 2}, {"positions": False}, {"registers": 3, "positions": False}], ids=str
+)
+@pytest.mark.parametrize("class_token", [True, False])
+def test_every_gradient_is_the_derivative_with_registers_and_without_positions(class_token, options):
+    layer = embeddings(class_token, **options)
+    assert worst_error(*both_gradients(layer, normal((3, 8, 6), 1))) < 1e-12
+
+
+def test_without_positions_none_are_declared_and_none_are_added():
+    layer, x = embeddings(class_token=False, positions=False), normal((5, 8, 6), 1)
+    assert not layer.parameters()
+    assert np.array_equal(layer.forward(x, vitnp.Context()), x)
+
+
+def test_registers_start_apart():
+    registers = Embeddings(8, 300, registers=50, dtype="float64").reg_token[0]
+    assert registers.std() == pytest.approx(0.02, rel=0.02)
+    assert len({row.tobytes() for row in registers}) == 50
+
+
 def test_names_are_those_of_the_parent():
     model = vitnp.VisionTransformer(vitnp.ViTConfig(dim=8, depth=1, num_heads=2, mlp_dim=8))
     assert {"cls_token", "pos_embed"} < model.parameters().keys()
@@ -58,4 +88,4 @@ def test_positions_start_normal_with_deviation_0_02():
 
 
 def test_neither_token_nor_positions_decay():
-    assert not any(spec.decay for spec in Embeddings(8, 6).specs.values())
+    assert not any(spec.decay for spec in Embeddings(8, 6, registers=2).specs.values())

@@ -34,6 +34,19 @@ def test_mean_pooling_normalises_before_the_mean():
     assert error(layer.forward(x, vitnp.Context()), truth) < 1e-14
 
 
+def test_the_mean_is_that_of_the_tokens_before_the_registers():
+    layer, x = head(pool="mean", registers=2), normal((5, 9, 6), 1)
+    assert error(layer.forward(x, vitnp.Context()), head(pool="mean").forward(x[:, :7], vitnp.Context())) < 1e-14
+
+
+@pytest.mark.parametrize("pool", ["token", "mean"])
+def test_every_gradient_is_the_derivative_with_registers_which_have_none(pool):
+    layer, x, ctx = head(pool=pool, registers=2), normal((3, 9, 6), 1), vitnp.Context(record=True)
+    assert worst_error(*both_gradients(layer, x)) < 1e-12
+    layer.forward(x, ctx)
+    assert not layer.backward(normal((3, 4), 2), ctx)[:, 7:].any()
+
+
 def test_parameters_go_by_the_names_of_the_model():
     names = list(head(representation_size=7).parameters())
     assert names == [f"{layer}.{name}" for layer, name in (

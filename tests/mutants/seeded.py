@@ -72,9 +72,12 @@ DSCORES = "dscores = self.softmax.backward(self.dropout.backward(dweights, ctx),
 DQ = "xp.matmul(dscores, s.k, out=dq)"
 DK = "xp.matmul(dscores.swapaxes(-1, -2), s.q, out=dk)"
 SCALE = "dqkv[..., : 2 * D] *= self.scale"
-DZ = 'dz = self._add("dz", dy, self.norm2.backward(self.mlp.backward(dy, ctx), ctx), ctx)'
-DX_BLOCK = 'dx = self._add("dx", dz, dbranch, ctx)'
-DPOS = 'ctx.add_row_sum(self, "pos_embed", dy.reshape(len(dy), -1))'
+Z = 'z = self._add("z", x, self._weigh(branch, 1, ctx), ctx)'
+Y_BLOCK = 'return self._add("y", z, self._weigh(branch, 2, ctx), ctx)'
+DMLP = "dbranch = self.mlp.backward(self._weigh_backward(dy, 2, ctx), ctx)"
+DZ = 'dz = self._add("dz", dy, self.norm2.backward(dbranch, ctx), ctx)'
+DX_BLOCK = 'dx = self._add("dx", dz, self.norm1.backward(dbranch, ctx), ctx)'
+DPOS = 'ctx.add_row_sum(self, "pos_embed", dy[:, :stop].reshape(len(dy), -1))'
 DCLS = 'ctx.add_row_sum(self, "cls_token", dy[:, 0])'
 UNPATCHIFY = "grid.swapaxes(2, 3).reshape(B, H, W, -1)"
 UNPATCHIFY_GRID = "grid = patches.reshape(B, H // P_h, W // P_w, P_h, P_w, -1)"
@@ -376,13 +379,13 @@ _GRADIENT: tuple[tuple, ...] = (
         "block-no-skip-of-mlp",
         "blocks.1",
         "the skip beside the MLP is forgotten",
-        (BLOCK, DZ, "dz = self.norm2.backward(self.mlp.backward(dy, ctx), ctx)"),
+        (BLOCK, DZ, "dz = self.norm2.backward(dbranch, ctx)"),
     ),
     (
         "block-no-skip-of-attention",
         "blocks.1",
         "the skip beside attention is forgotten",
-        (BLOCK, DX_BLOCK, "dx = dbranch"),
+        (BLOCK, DX_BLOCK, "dx = self.norm1.backward(dbranch, ctx)"),
     ),
     (
         "block-skip-past-mlp",
@@ -420,7 +423,7 @@ _GRADIENT: tuple[tuple, ...] = (
         "embeddings-dx-one-off",
         "embeddings",
         "dx loses the last token instead of the class token",
-        (EMBEDDINGS, "return dy[:, self.first :]", "return dy[:, : dy.shape[1] - self.first]"),
+        (EMBEDDINGS, "return dy[:, self.first : stop]", "return dy[:, : stop - self.first]"),
     ),
     (
         "patches-not-put-back",
@@ -438,7 +441,7 @@ _GRADIENT: tuple[tuple, ...] = (
         "head-mean-without-n",
         "classifier",
         "each token gets the whole gradient of the mean",
-        (HEAD, "dx[...] = dpooled[:, None] / tokens.shape[1]", "dx[...] = dpooled[:, None]"),
+        (HEAD, "dx[:, :stop] = dpooled[:, None] / stop", "dx[:, :stop] = dpooled[:, None]"),
     ),
     # loss: 4
     ("loss-not-divided-by-batch", "loss", "the gradient is that of the sum", (LOSSES, DLOGITS, DLOGITS[:-4])),
@@ -586,23 +589,12 @@ _FORWARD: tuple[tuple, ...] = (
         "block",
         "norms stand after the sums instead of before the branches",
         (BLOCK, "self.attn.forward(self.norm1.forward(x, ctx), ctx)", "self.attn.forward(x, ctx)"),
-        (BLOCK, 'z = self._add("z", x, branch, ctx)', 'z = self.norm1.forward(self._add("z", x, branch, ctx), ctx)'),
-        (
-            BLOCK,
-            'return self._add("y", z, self.mlp.forward(self.norm2.forward(z, ctx), ctx), ctx)',
-            'return self.norm2.forward(self._add("y", z, self.mlp.forward(z, ctx), ctx), ctx)',
-        ),
-        (
-            BLOCK,
-            DZ,
-            "dy = self.norm2.backward(dy, ctx)\n"
-            '        dz = self.norm1.backward(self._add("dz", dy, self.mlp.backward(dy, ctx), ctx), ctx)',
-        ),
-        (
-            BLOCK,
-            "dbranch = self.norm1.backward(self.attn.backward(self.dropout.backward(dz, ctx), ctx), ctx)",
-            "dbranch = self.attn.backward(self.dropout.backward(dz, ctx), ctx)",
-        ),
+        (BLOCK, Z, 'z = self.norm1.forward(self._add("z", x, branch, ctx), ctx)'),
+        (BLOCK, "self.mlp.forward(self.norm2.forward(z, ctx), ctx)", "self.mlp.forward(z, ctx)"),
+        (BLOCK, Y_BLOCK, 'return self.norm2.forward(self._add("y", z, branch, ctx), ctx)'),
+        (BLOCK, DMLP, "dy = self.norm2.backward(dy, ctx)\n        dbranch = self.mlp.backward(dy, ctx)"),
+        (BLOCK, DZ, 'dz = self.norm1.backward(self._add("dz", dy, dbranch, ctx), ctx)'),
+        (BLOCK, DX_BLOCK, 'dx = self._add("dx", dz, dbranch, ctx)'),
     ),
     (
         "head-norm-after-the-mean",
@@ -611,8 +603,8 @@ _FORWARD: tuple[tuple, ...] = (
         (HEAD, POOLED_MEAN, "self.norm.forward(x.mean(1), ctx)"),
         (
             HEAD,
-            "dx[...] = dpooled[:, None] / tokens.shape[1]",
-            "dx[...] = self.norm.backward(dpooled, ctx)[:, None] / tokens.shape[1]",
+            "dx[:, :stop] = dpooled[:, None] / stop",
+            "dx[:, :stop] = self.norm.backward(dpooled, ctx)[:, None] / stop",
         ),
         (HEAD, "return self.norm.backward(dx, ctx)", "return dx"),
     ),
@@ -639,11 +631,11 @@ _FORWARD: tuple[tuple, ...] = (
         "embeddings-no-position-of-the-token",
         "embeddings",
         "the class token has no position",
-        (EMBEDDINGS, "y += self.pos_embed", "y[:, self.first :] += self.pos_embed[:, self.first :]"),
+        (EMBEDDINGS, "y[:, :stop] += self.pos_embed", "y[:, self.first : stop] += self.pos_embed[:, self.first :]"),
         (
             EMBEDDINGS,
             DPOS,
-            "dpos = dy.copy()\n        dpos[:, : self.first] = 0\n        " + DPOS.replace("dy.r", "dpos.r"),
+            "dpos = dy.copy()\n        dpos[:, : self.first] = 0\n        " + DPOS.replace("dy[", "dpos["),
         ),
     ),
     (

@@ -415,7 +415,7 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(folder):
 def test_all_that_is_missing_extra_or_misshaped_is_listed(timm):
     def edit(arrays):
         del arrays["norm.bias"], arrays["blocks.0.attn.qkv.weight"]
-        arrays["fc_norm.weight"] = arrays["blocks.1.ls1.gamma"] = np.ones(6)
+        arrays["fc_norm.weight"] = arrays["blocks.1.attn.norm.weight"] = np.ones(6)
         arrays["blocks.1.mlp.fc1.weight"] = arrays["blocks.1.mlp.fc1.weight"].T
         arrays["head.bias"] = np.arange(5)
         arrays["cls_token"] = np.ones((1, 1, 8))
@@ -424,7 +424,7 @@ def test_all_that_is_missing_extra_or_misshaped_is_listed(timm):
     with pytest.raises(vitnp.CheckpointError) as caught:
         timm(edit)
     assert str(caught.value).split("layout timm has; ")[1] == (
-        "missing: blocks.0.attn.qkv.weight, norm.bias; not expected: blocks.1.ls1.gamma, fc_norm.weight; "
+        "missing: blocks.0.attn.qkv.weight, norm.bias; not expected: blocks.1.attn.norm.weight, fc_norm.weight; "
         "misshaped: cls_token is float64 (1, 1, 8), expected floats (1, 1, 6), "
         "head.bias is int64 (5,), expected floats (5,), "
         "blocks.1.mlp.fc1.weight is float64 (6, 7), expected floats (7, 6); not finite: norm.weight"

@@ -25,9 +25,12 @@ from torch.nn import functional as F
 class Block(nn.Module):
     """Equations 2 and 3: z' = MSA(LN(z)) + z,   z = MLP(LN(z')) + z'."""
 
-    def __init__(self, dim, num_heads, mlp_dim, gelu, eps, dtype, relative=None):
+    def __init__(self, dim, num_heads, mlp_dim, gelu, eps, dtype, relative=None, layer_scale=False, qk_norm=False):
         super().__init__()
         self.relative = relative
+        self.gammas = nn.ParameterList(torch.ones(dim, dtype=dtype) for _ in range(2 * layer_scale))
+        self.norms = nn.ModuleList(nn.LayerNorm(dim // num_heads, eps=eps, dtype=dtype) for _ in range(2 * qk_norm))
+        self.keep = 1.0, 1.0  # of stochastic depth: a factor for each sample, if it is to be dropped
         self.num_heads = num_heads
         self.approximate = {"tanh": "tanh", "erf": "none"}[gelu]
         self.norm1 = nn.LayerNorm(dim, eps=eps, dtype=dtype)
@@ -46,10 +49,16 @@ class Block(nn.Module):
     def forward(self, z):
         y = self.norm1(z)
         q, k, v = (self.split(project(y)) for project in (self.q, self.k, self.v))
+        if self.norms:  # arXiv 2302.05442: softmax[1/sqrt(d) LN(X Wq) (LN(X Wk))^T]
+            q, k = self.norms[0](q), self.norms[1](k)
         bias = None if self.relative is None else self.relative(q, z.shape[1])
         heads = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        z = z + self.proj(heads.transpose(1, 2).flatten(2))
-        return z + self.fc2(F.gelu(self.fc1(self.norm2(z)), approximate=self.approximate))
+        z = z + self.end(self.proj(heads.transpose(1, 2).flatten(2)), 0)
+        return z + self.end(self.fc2(F.gelu(self.fc1(self.norm2(z)), approximate=self.approximate)), 1)
+
+    def end(self, branch, which):
+        """arXiv 2103.17239: diag(lambda) on the branch. arXiv 1603.09382: b_l on all of a sample's branch."""
+        return self.keep[which] * (branch * self.gammas[which] if self.gammas else branch)
 
 
 class Relative(nn.Module):
@@ -125,6 +134,9 @@ class TorchViT(nn.Module):
         representation_size=None,
         positions="learned",
         pos_at="stem",
+        layer_scale=None,
+        registers=0,
+        qk_norm=False,
         dtype=torch.float64,
     ):
         super().__init__()
@@ -138,7 +150,9 @@ class TorchViT(nn.Module):
         self.blocks = nn.ModuleList()
         for _ in range(depth):
             offsets = Relative(grid, dim // num_heads, first, dtype) if relative else None
-            self.blocks.append(Block(dim, num_heads, mlp_dim, gelu, layer_norm_eps, dtype, offsets))
+            later = offsets, layer_scale is not None, qk_norm
+            self.blocks.append(Block(dim, num_heads, mlp_dim, gelu, layer_norm_eps, dtype, *later))
+        self.registers = nn.Parameter(torch.zeros(1, registers, dim, dtype=dtype)) if registers else None
         self.pos_at = pos_at
         tables = 0 if relative or positions == "none" else depth if pos_at == "layers" else 1
         self.positions = nn.ModuleList(Positions(positions, grid, dim, first, dtype) for _ in range(tables))
@@ -158,6 +172,8 @@ class TorchViT(nn.Module):
         if self.pos_at == "stem":
             for positions in self.positions:
                 patches = positions(patches)
+        if self.registers is not None:  # arXiv 2309.16588: learned, without a position, discarded at the end
+            patches = torch.cat([patches, self.registers.expand(len(patches), -1, -1)], dim=1)
         return patches
 
     def encode(self, z):
@@ -170,7 +186,7 @@ class TorchViT(nn.Module):
 
     def classify(self, z):
         """Equation 4, y = LN(z)_0 (or the mean over tokens), then the head."""
-        y = self.norm(z)
+        y = self.norm(z if self.registers is None else z[:, : -self.registers.shape[1]])
         y = y.mean(1) if self.cls_token is None else y[:, 0]
         if self.pre_logits is not None:
             y = torch.tanh(self.pre_logits(y))
@@ -183,6 +199,8 @@ class TorchViT(nn.Module):
             table.update(_vectors(f"blocks.{i}." if self.pos_at == "layers" else "", positions))
         if self.cls_token is not None:
             table["cls_token"] = ([self.cls_token], *_SAME)
+        if self.registers is not None:
+            table["reg_token"] = ([self.registers], *_SAME)
         if self.pre_logits is not None:
             table.update(_dense("pre_logits", self.pre_logits))
         table["patch_embed.weight"] = ([self.patch_embed.weight], *self._kernel())
@@ -193,6 +211,9 @@ class TorchViT(nn.Module):
             table[f"blocks.{i}.attn.qkv.weight"] = ([part.weight for part in qkv], *_FUSED_WEIGHT)
             table[f"blocks.{i}.attn.qkv.bias"] = ([part.bias for part in qkv], *_FUSED_BIAS)
             table.update(_dense(f"blocks.{i}.attn.proj", block.proj))
+            table.update({f"blocks.{i}.ls{j}.gamma": ([gamma], *_SAME) for j, gamma in enumerate(block.gammas, 1)})
+            for letter, norm in zip("qk" if block.norms else "", block.norms, strict=True):
+                table.update(_norm(f"blocks.{i}.attn.{letter}_norm", norm))
             if block.relative is not None:
                 table.update(_vectors(f"blocks.{i}.attn.", block.relative))
             table.update(_norm(f"blocks.{i}.norm2", block.norm2))

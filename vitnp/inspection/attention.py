@@ -6,7 +6,8 @@ what flows through the layers is the product of these mixtures:
     A_l = ½ (mean over heads of probs_l + I),   rollout = A_L … A_2 A_1
 
 The class token's row says what the classifier sees (figure 6 and appendix D.8 of Dosovitskiy et al.). A model that
-pools by the mean has no such token: there it is the mean of all rows.
+pools by the mean has no such token: there it is the mean of all rows. Registers mix like any token, but are neither
+patches of the map nor, in a mean, read.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ def attention_rollout(model: VisionTransformer, images: Array) -> tuple[np.ndarr
     for block in model.blocks:
         mixed = to_cpu(ctx.saved(block.attn).probs).mean(1) / 2 + np.eye(model.config.num_tokens) / 2
         rollout = mixed @ rollout
-    first = model.embeddings.first
-    seen = rollout[:, 0, 1:] if first else rollout.mean(1)
+    first, n = model.embeddings.first, model.config.num_patches
+    seen = rollout[:, 0] if first else rollout[:, :n].mean(1)
+    seen = seen[:, first : first + n]
     (H, W), (P_h, P_w) = model.config.image_size, model.config.patch_size
     maps = (seen / seen.sum(-1, keepdims=True)).reshape(-1, H // P_h, W // P_w)
     return maps, to_cpu(logits)

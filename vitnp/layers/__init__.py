@@ -11,6 +11,8 @@ from vitnp.layers.embeddings import Embeddings
 from vitnp.layers.positions import Positions
 from vitnp.layers.relative_positions import RelativePositions
 from vitnp.layers.attention import Attention
+from vitnp.layers.layer_scale import LayerScale
+from vitnp.layers.stochastic_depth import StochasticDepth
 from vitnp.layers.mlp import MLP
 from vitnp.layers.block import Block
 from vitnp.layers.head import ClassifierHead
@@ -24,10 +26,12 @@ __all__ = [
     "Dropout",
     "Embeddings",
     "LayerNorm",
+    "LayerScale",
     "Linear",
     "PatchEmbed",
     "Positions",
     "RelativePositions",
     "Softmax",
+    "StochasticDepth",
     "Tanh",
 ]

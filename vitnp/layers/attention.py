@@ -1,17 +1,17 @@
 """Multi-head self-attention (Vaswani et al., arXiv 1706.03762, section 3.2; Dosovitskiy et al., appendix A).
 
 Forward     1  q, k, v = x W_qkv + b                        H heads of K = D/H columns each
-            2  scores  = q kᵀ / √K
+            2  scores  = q kᵀ / √K                          with relative positions (q kᵀ + their bias) / √K
             3  probs   = softmax(scores)                    each query's weights over all tokens
             4  heads   = dropout(probs) v
             5  y       = [heads side by side] W_proj + b
-            With relative positions, scores = (q kᵀ + what they make of q) / √K.
+            Norms of q and k come before 2, so that no score grows without bound (Dehghani et al., arXiv 2302.05442).
 
 Backward    the same five, last line first. Where a product appears, as in scores = s · q kᵀ, each factor's gradient is
             the product's gradient times the other factor:  dq = s · dscores k,   dk = s · dscoresᵀ q
 
 Shapes      x, y, dx, dy (B, N, D)    q, k, v, heads (B, H, N, K)    scores, probs (B, H, N, N)
-Saves       q, k, v, probs (after softmax), weights (after dropout)
+Saves       q, k (after their norms), v, probs (after softmax), weights (after dropout)
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from vitnp.initializers import xavier_uniform
 from vitnp.kernels import tuned
 from vitnp.layer import Layer
 from vitnp.layers.dropout import Dropout
+from vitnp.layers.layer_norm import LayerNorm
 from vitnp.layers.linear import Linear
 from vitnp.layers.relative_positions import RelativePositions
 from vitnp.layers.softmax import Softmax
@@ -41,7 +42,7 @@ def product_transposed(a: Array, b: Array, scale: float = 1.0) -> Array:
 class Attention(Layer):
     """Self-attention over N tokens with `num_heads` heads; `dropout` applies to the attention weights.
 
-    `relative` adds the offsets between patches to the scores.
+    `relative` adds offsets between patches to the scores; `q_norm` and `k_norm`, of width K, serve all heads' q and k.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class Attention(Layer):
         *,
         dropout: float = 0.0,
         relative: RelativePositions | None = None,
+        q_norm: LayerNorm | None = None,
+        k_norm: LayerNorm | None = None,
         rng: int | np.random.Generator | None = 0,
         dtype: DTypeLike = "float32",
     ) -> None:
@@ -60,9 +63,8 @@ class Attention(Layer):
         self.num_heads, self.scale = num_heads, 1 / math.sqrt(dim // num_heads)
         # The fused weight holds three D x D projections side by side, each initialised as one of its own.
         self.qkv = Linear(dim, 3 * dim, weight_init=xavier_uniform(dim, dim), rng=None, dtype=dtype)
-        self.relative = relative
-        self.softmax = Softmax()
-        self.dropout = Dropout(dropout)
+        self.q_norm, self.k_norm, self.relative = q_norm, k_norm, relative
+        self.softmax, self.dropout = Softmax(), Dropout(dropout)
         self.proj = Linear(dim, dim, rng=None, dtype=dtype)
         self.proj.lends = True  # the sum behind it keeps nothing
         self.built(rng)
@@ -71,6 +73,8 @@ class Attention(Layer):
         """x (B, N, D) -> y (B, N, D)."""
         xp, (B, N, D) = array_module(x), x.shape
         q, k, v = self._split(self.qkv.forward(x, ctx))
+        if self.q_norm and self.k_norm:
+            q, k = self.q_norm.forward(q, ctx), self.k_norm.forward(k, ctx)
         scores = product_transposed(q, k, self.scale, memory=ctx.memory(self))
         if self.relative is not None:
             scores += self.relative.forward(q * self.scale, ctx)
@@ -99,6 +103,8 @@ class Attention(Layer):
             dq += self.relative.backward(dscores, ctx)
         xp.matmul(dscores.swapaxes(-1, -2), s.q, out=dk)
         dqkv[..., : 2 * D] *= self.scale
+        if self.q_norm and self.k_norm:
+            dq[...], dk[...] = self.q_norm.backward(dq, ctx), self.k_norm.backward(dk, ctx)
         # 1  qkv = x @ W_qkv + b
         return self.qkv.backward(dqkv, ctx)
 

@@ -25,7 +25,7 @@ class Dropout(Layer):
     def __init__(self, rate: float) -> None:
         super().__init__()
         if not 0 <= rate < 1:
-            raise ValueError(f"dropout is {rate}; it must be at least 0 and below 1")
+            raise ValueError(f"the rate of {type(self).__name__} is {rate}; it must be at least 0 and below 1")
         self.rate = rate
         self.built(rng=None)
 
@@ -42,12 +42,17 @@ class Dropout(Layer):
     def _mask(self, x: Array, ctx: Context) -> Array | None:
         if not ctx.train or self.rate == 0:
             return None
-        bits = ctx.random_bits(self, x.shape, like=x)
-        mask = ctx.empty(self, "mask", x.shape, like=x)
+        shape = self._mask_shape(x)
+        bits = ctx.random_bits(self, shape, like=x)
+        mask = ctx.empty(self, "mask", shape, like=x)
         # bits / 2³² is uniform in [0, 1): it is at least `rate` with probability 1 − rate
         mask[...] = bits >= math.ceil(self.rate * 2**32)
         mask *= 1 / (1 - self.rate)
         return mask
+
+    def _mask_shape(self, x: Array) -> tuple[int, ...]:
+        shape: tuple[int, ...] = x.shape
+        return shape
 
     def _apply(self, x: Array, mask: Array | None, name: str, ctx: Context) -> Array:
         if mask is None:

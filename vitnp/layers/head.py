@@ -1,12 +1,12 @@
 """Classifier head: final norm, one vector from all tokens, logits (Dosovitskiy et al., equation 4, section 3.1, D.3).
 
 Forward     1  pooled = norm(x)[:, 0]          pool="token": the class token
-                      = mean over n of norm(x) pool="mean"
+                      = mean over n of norm(x) pool="mean", without the registers, which come last
             2  r      = tanh(pooled W_r + b_r) only with representation_size, as in pre-training
             3  y      = r W + b
 
 Backward    1  the class token alone reached the output, so dnorm[:, 0] = dpooled and every other token has 0;
-               in a mean each of N tokens had the share 1/N, so each has dnorm = dpooled / N
+               in a mean each of N tokens had the share 1/N, so each has dnorm = dpooled / N; registers have 0
             2, 3  `Tanh` and `Linear`
 
 Shapes      x, dx (B, N, D)    pooled (B, D)    r (B, R)    y (B, classes)
@@ -39,6 +39,7 @@ class ClassifierHead(Layer):
         *,
         pool: str = "token",
         representation_size: int | None = None,
+        registers: int = 0,
         layer_norm_eps: float = 1e-6,
         rng: int | np.random.Generator | None = 0,
         dtype: DTypeLike = "float32",
@@ -46,7 +47,7 @@ class ClassifierHead(Layer):
         super().__init__()
         if pool not in ("token", "mean"):
             raise ValueError(f'pool is {pool!r}; choose "token" or "mean"')
-        self.pool = pool
+        self.pool, self.registers = pool, registers
         self.norm = LayerNorm(dim, eps=layer_norm_eps, rng=None, dtype=dtype)
         self.pre_logits: Linear | None = None
         if representation_size is not None:
@@ -58,6 +59,7 @@ class ClassifierHead(Layer):
     def pooled(self, x: Array, ctx: Context) -> Array:
         """x (B, N, D) -> (B, D): the class token, or the mean of all tokens, after the norm."""
         ctx.save(self, tokens=x)
+        x = x[:, : x.shape[1] - self.registers]
         # The norm treats each token alone, so the class token needs no other's.
         return self.norm.forward(x[:, 0], ctx) if self.pool == "token" else self.norm.forward(x, ctx).mean(1)
 
@@ -79,5 +81,9 @@ class ClassifierHead(Layer):
             dx.fill(0)
             dx[:, 0] = self.norm.backward(dpooled, ctx)
             return dx
-        dx[...] = dpooled[:, None] / tokens.shape[1]
-        return self.norm.backward(dx, ctx)
+        stop = tokens.shape[1] - self.registers
+        dx[:, :stop] = dpooled[:, None] / stop
+        if not self.registers:
+            return self.norm.backward(dx, ctx)
+        dx[:, :stop], dx[:, stop:] = self.norm.backward(dx[:, :stop], ctx), 0
+        return dx

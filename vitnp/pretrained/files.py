@@ -52,6 +52,10 @@ DESCRIBED: tuple[tuple[str, str, Any], ...] = (
 )
 # what a file of vitnp's notes: the fields of a ViTConfig that no array tells
 NOTED = ("image_size", "num_heads", "dropout", "attention_dropout", "gelu", "layer_norm_eps", "pos_init")
+NOTED_LATER = {
+    "stochastic_depth": 0.0,
+    "layer_scale": None,
+}  # what files have that were written before there were these
 
 
 class Source(NamedTuple):
@@ -166,7 +170,8 @@ def _widen(array: np.ndarray) -> np.ndarray:
 def _read_note(text: str) -> dict[str, Any]:
     """Return what vitnp noted in a file that it wrote; other programs' comments are none of its."""
     note = json.loads(text) if text.startswith("{") else {}
-    return {name: note[name] for name in NOTED} if note else {}
+    later = {name: note.get(name, usual) for name, usual in NOTED_LATER.items()}
+    return {name: note[name] for name in NOTED} | later if note else {}
 
 
 def _read_config(file: Path) -> dict[str, Any]:

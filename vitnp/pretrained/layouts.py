@@ -4,6 +4,7 @@ A row of a table is one array of a layout: its name there, vitnp's name for it, 
 
     P Q  height, width of a patch    C  channels    N  positions    D  width    H K  heads, head size
     M    width of the MLP            R  width of the pre-training head           Y    classes
+    G    registers
 
 A blank parts two axes and letters side by side make one: "HK D" is (H·K, D). Beside vitnp's own shape of the same
 letters it says all of a conversion: split every axis into its letters, bring these into the other order, merge. So
@@ -28,6 +29,7 @@ Sizes = dict[str, int]
 OWN = {
     "cls_token": "1 1 D",
     "pos_embed": "1 N D",
+    "reg_token": "1 G D",
     "patch_embed.weight": "PQC D",
     "patch_embed.bias": "D",
     "norm1.gamma": "D",
@@ -40,8 +42,14 @@ OWN = {
     "attn.k.bias": "HK",
     "attn.v.weight": "D HK",
     "attn.v.bias": "HK",
+    "attn.q_norm.gamma": "K",
+    "attn.q_norm.beta": "K",
+    "attn.k_norm.gamma": "K",
+    "attn.k_norm.beta": "K",
     "attn.proj.weight": "HK D",
     "attn.proj.bias": "D",
+    "ls1.gamma": "D",
+    "ls2.gamma": "D",
     "norm2.gamma": "D",
     "norm2.beta": "D",
     "mlp.fc1.weight": "D M",
@@ -148,6 +156,7 @@ TIMM = Layout(
     outer={
         "cls_token": ("cls_token", "1 1 D"),
         "pos_embed": ("pos_embed", "1 N D"),
+        "reg_token": ("reg_token", "1 G D"),
         "patch_embed.proj.weight": ("patch_embed.weight", "D C P Q"),
         "patch_embed.proj.bias": ("patch_embed.bias", "D"),
         "norm.weight": ("norm.gamma", "D"),
@@ -162,8 +171,14 @@ TIMM = Layout(
         "norm1.bias": ("norm1.beta", "D"),
         "attn.qkv.weight": ("attn.qkv.weight", "3HK D"),
         "attn.qkv.bias": ("attn.qkv.bias", "3HK"),
+        "attn.q_norm.weight": ("attn.q_norm.gamma", "K"),
+        "attn.q_norm.bias": ("attn.q_norm.beta", "K"),
+        "attn.k_norm.weight": ("attn.k_norm.gamma", "K"),
+        "attn.k_norm.bias": ("attn.k_norm.beta", "K"),
         "attn.proj.weight": ("attn.proj.weight", "D HK"),
         "attn.proj.bias": ("attn.proj.bias", "D"),
+        "ls1.gamma": ("ls1.gamma", "D"),
+        "ls2.gamma": ("ls2.gamma", "D"),
         "norm2.weight": ("norm2.gamma", "D"),
         "norm2.bias": ("norm2.beta", "D"),
         "mlp.fc1.weight": ("mlp.fc1.weight", "M D"),

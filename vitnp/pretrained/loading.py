@@ -20,6 +20,7 @@ from vitnp.pretrained.layouts import LAYOUTS, Layout, Row, Sizes, axes, places, 
 from vitnp.pretrained.positions import RULES, resize_grid
 from vitnp.vit import ConfigError, VisionTransformer, ViTConfig, _pair
 
+LAYER_SCALE = 1e-5  # where timm's layer scale starts unless it is told; what it has become is in the file
 LETTERS = {"channels": "C", "dim": "D", "mlp_dim": "M", "num_classes": "Y"}
 
 
@@ -164,9 +165,10 @@ def _expected_rows(layout: Layout, tensors: Tensors) -> list[Row]:
     depth = max((i for i in numbers if i < len(tensors)), default=0) + 1
     rows = list(layout.rows(depth))
     found = [row.own_name for row in rows if row.name in tensors]
-    for part in ["cls_token"] * layout.mean + ["pre_logits.", "head."]:
-        if not any(name.startswith(part) for name in found):
-            rows = [row for row in rows if not row.own_name.startswith(part)]
+    optional = ["pre_logits.", "head.", "reg_token", r"blocks\.\d+\.attn\.[qk]_norm", r"blocks\.\d+\.ls[12]"]
+    for part in ["cls_token"] * layout.mean + optional:
+        if not any(re.match(part, name) for name in found):
+            rows = [row for row in rows if not re.match(part, row.own_name)]
     return rows
 
 
@@ -182,7 +184,8 @@ def _measure(rows: list[Row], tensors: Tensors) -> Sizes:
     if not any(row.own_name.startswith("pre_logits.") for row in rows) and "D" in sizes:
         sizes["R"] = sizes["D"]
     if "H" not in sizes and "D" in sizes:
-        sizes |= {"H": 1, "K": sizes["D"]}  # no shape depends on it
+        sizes.setdefault("K", sizes["D"])  # told by the norms of q and k; without them no shape depends on it
+        sizes["H"] = sizes["D"] // max(sizes["K"], 1)
     return sizes
 
 
@@ -207,8 +210,12 @@ def _configure(path: Path, layout: Layout, sizes: Sizes, rows: list[Row], told: 
         "depth": sum(name.endswith(".norm1.gamma") for name in own_names),
         "pool": "token" if "cls_token" in own_names else "mean",
         "representation_size": sizes["R"] if "pre_logits.weight" in own_names else None,
+        "registers": sizes["G"] if "reg_token" in own_names else 0,
+        "qk_norm": "blocks.0.attn.q_norm.gamma" in own_names,
     }
-    if any("H" in row.shape.split() for row in rows):
+    if "blocks.0.ls1.gamma" in own_names:
+        found["layer_scale"] = told.get("layer_scale") or LAYER_SCALE
+    if any({"H", "K"} & {*row.shape.split()} for row in rows):
         found["num_heads"] = sizes["H"]
     elif "num_heads" not in told:
         raise CheckpointError(
@@ -226,9 +233,10 @@ def _configure(path: Path, layout: Layout, sizes: Sizes, rows: list[Row], told: 
 
 
 def _find_grid(path: Path, positions: int, found: dict[str, Any], told: dict[str, Any]) -> tuple[int, int]:
-    """Return rows and columns of the patches; the class token may or may not have a position of its own."""
-    counts = (positions - 1, positions) if found["pool"] == "token" else (positions,)
-    side = math.isqrt(counts[0])
+    """Return rows and columns of the patches; what is in front of them may or may not have positions of its own."""
+    others = (found["pool"] == "token") + found["registers"]
+    counts = (positions - others, positions) if others else (positions,)
+    side = math.isqrt(max(counts[0], 0))
     if "image_size" in told:
         (H, W), (P_h, P_w) = _pair("image_size", told["image_size"]), found["patch_size"]
         grid = H // P_h, W // P_w
@@ -253,21 +261,23 @@ def _fill(path: Path, model: VisionTransformer, network: Network, resize: str | 
     for row in network.rows:
         place, array = own[row.own_name], network.tensors[row.name]
         if row.own_name == "pos_embed":
-            place[...] = _positions(path, array, model.config, network.config.grid, resize)
+            place[...], of_registers = _positions(path, array, model.config, network.config.grid, resize)
         elif same_head or not row.own_name.startswith("head."):
             place[...] = turn(array, row.shape, row.own_shape, network.sizes)
+    if model.config.registers:
+        own["reg_token"][...] += of_registers  # vitnp's have no position: what is added to them anyway is theirs
 
 
 def _positions(
     path: Path, array: np.ndarray, config: ViTConfig, grid: tuple[int, int], resize: str | None
-) -> np.ndarray:
-    """(1, N, D) of the file -> (1, N, D) of the model."""
-    n, D = math.prod(grid), array.shape[-1]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(1, N, D) of the file -> (1, N, D) of the model, and what the registers between token and patches have."""
+    n, D, first = math.prod(grid), array.shape[-1], int(config.pool == "token")
     patches = array[:, array.shape[1] - n :]
     # without a position of its own the class token is as if that were zero
-    token = np.zeros((1, int(config.pool == "token"), D), array.dtype)
+    others = np.zeros((1, first + config.registers, D), array.dtype)
     if array.shape[1] > n:
-        token = array[:, :1]
+        others = array[:, : first + config.registers]
     if config.grid != grid:
         if resize is None:
             raise CheckpointError(
@@ -275,4 +285,4 @@ def _positions(
                 f"{config.grid[1]}: say how to resize them, resize={' or '.join(map(repr, RULES))}"
             )
         patches = resize_grid(patches.reshape(*grid, D).astype(np.float64), config.grid, resize).reshape(1, -1, D)
-    return np.concatenate([token, patches], 1)
+    return np.concatenate([others[:, :first], patches], 1), others[:, first:]

@@ -14,7 +14,7 @@ import numpy as np
 from vitnp.backend import to_cpu
 from vitnp.checkpoint import Tensors
 from vitnp.durable import write_atomically
-from vitnp.pretrained.files import DESCRIBED, GELUS, NOTE, NOTED
+from vitnp.pretrained.files import DESCRIBED, GELUS, NOTE, NOTED, NOTED_LATER
 from vitnp.pretrained.layouts import LAYOUTS, Sizes, places, turn
 from vitnp.vit import VisionTransformer, ViTConfig
 
@@ -61,15 +61,21 @@ def _arrays(model: VisionTransformer, name: str) -> Tensors:
             f"the layout {name} has no positions {config.positions!r} at {config.pos_at!r}: it has learned ones at the "
             "stem; save_checkpoint keeps any"
         )
+    rows = list(layout.rows(config.depth))
+    known = {row.own_name.replace("attn.q.", "attn.qkv.") for row in rows}
+    if unknown := [parameter for parameter in model.parameters() if parameter not in known]:
+        raise ValueError(f"the layout {name} has no place for {', '.join(unknown)}: save_checkpoint keeps any")
     if model.flat.dtype.kind != "f":
         raise ValueError(f"the model is {model.flat.dtype}; expected float32 or float64: use model.astype")
     own = {parameter: to_cpu(array) for parameter, array in model.parameters().items()}
     if bad := [parameter for parameter, array in own.items() if not np.isfinite(array).all()]:
         raise ValueError(f"{', '.join(bad)} holds NaN or infinity: such a file would be of no use, so none is written")
     sizes, own = _sizes(config), places(own)
+    first = int(config.pool == "token")  # other programs' registers come before the patches, and have positions
+    own["pos_embed"] = np.insert(own["pos_embed"], [first] * config.registers, 0, axis=1)
     return {
         row.name: np.ascontiguousarray(turn(own[row.own_name], row.own_shape, row.shape, sizes))
-        for row in layout.rows(config.depth)
+        for row in rows
         if row.own_name in own
     }
 
@@ -78,11 +84,16 @@ def _sizes(config: ViTConfig) -> Sizes:
     P, Q = config.patch_size
     H, D = config.num_heads, config.dim
     sizes = {"1": 1, "3": 3, "P": P, "Q": Q, "C": config.channels, "N": config.num_tokens, "D": D, "H": H, "K": D // H}
-    return sizes | {"M": config.mlp_dim, "R": config.representation_size or D, "Y": config.num_classes}
+    return sizes | {
+        "G": config.registers,
+        "M": config.mlp_dim,
+        "R": config.representation_size or D,
+        "Y": config.num_classes,
+    }
 
 
 def _note(config: ViTConfig) -> str:
-    return json.dumps({name: getattr(config, name) for name in NOTED})
+    return json.dumps({name: getattr(config, name) for name in (*NOTED, *NOTED_LATER)})
 
 
 def _npz(tensors: Tensors, note: str) -> bytes:
