@@ -117,6 +117,7 @@ def test_reductions_have_numpys_shape_and_dtype(name, axis, keepdims, dtype):
         lambda a, xp: xp.take(np.ones(9), a[:, 0].astype("int64")),
         lambda a, xp: xp.zeros_like(a).copy(),
         lambda a, xp: xp.arange(3, 7, dtype="uint32")[:, None] ^ 5,
+        lambda a, xp: a[0, 0] ** xp.linspace(0, -2, 5),
         lambda a, xp: (a.swapaxes(-1, -2) @ a).mean((0, 1)),
         lambda a, xp: xp.concatenate([a, a[:, :2], a.astype("float64")], 1),
         lambda a, xp: a[xp.arange(3), xp.ones((2, 1), "int32")],

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import error, same_bits, worst_error
+from helpers import error, hard_model, same_bits, worst_error
 from safetensors.numpy import load_file, save_file
 
 import vitnp
@@ -24,6 +24,8 @@ ASKED = {
     "google-mean": {},
     "timm": {"num_heads": 3, "grid": (2, 4)},
     "timm-mean": {"num_heads": 3, "grid": (2, 4)},
+    "timm-later": {"grid": (2, 4)},  # layer scale, registers, norms of q and k, which tell the number of heads
+    "timm-later-mean": {"grid": (2, 4)},
     "huggingface": {},
     "huggingface-tanh": {},
     "torchvision": {"num_heads": 3},
@@ -114,6 +116,8 @@ def test_every_gradient_is_that_of_the_program_that_wrote_the_file(case):
     model.forward(data["images"], ctx)
     found = {"image": model.backward(data["cotangent"], ctx), **model.gradients(ctx)}
     truth = {"image": data["image_gradient"], **load(case, "gradients").parameters()}
+    if case == "timm-later":  # whose registers have positions, with the same gradients: loaded, it is the sum of both
+        truth["reg_token"] = truth["reg_token"] / 2
     assert worst_error(found, truth) < 1e-12
 
 
@@ -130,6 +134,41 @@ def test_what_the_shapes_of_the_originals_file_say_is_taken():
     assert (config.num_heads, config.representation_size, config.pool, config.gelu) == (3, 11, "token", "tanh")
     assert (config.image_size, config.patch_size, config.channels, config.depth) == ((9, 6), (3, 2), 2, 2)
     assert load("google-mean").config.pool == "mean"
+
+
+@pytest.mark.parametrize("case", ["timm-later", "timm-later-mean"])
+def test_what_later_papers_added_is_found_in_timms_file(case):
+    config = load(case).config
+    assert (config.registers, config.layer_scale, config.qk_norm, config.num_heads) == (2, 1e-5, True, 2)
+    assert (config.pool, config.num_tokens) == (("mean", 10) if case.endswith("mean") else ("token", 11))
+
+
+def test_layer_scale_in_some_blocks_alone_is_refused(timm):
+    with pytest.raises(
+        vitnp.CheckpointError, match=r"missing: blocks\.0\.ls2\.gamma, blocks\.1\.ls1\.gamma, blocks\.1"
+    ):
+        timm(lambda arrays: arrays.update({"blocks.0.ls1.gamma": np.ones(6)}))
+
+
+def test_a_norm_of_q_alone_is_refused(timm):
+    def edit(arrays):
+        for i in range(2):
+            arrays |= {f"blocks.{i}.attn.q_norm.{name}": np.ones(2) for name in ("weight", "bias")}
+
+    with pytest.raises(
+        vitnp.CheckpointError, match=r"missing: blocks\.0\.attn\.k_norm\.bias, blocks\.0\.attn\.k_norm\.we"
+    ):
+        timm(edit)
+
+
+@pytest.mark.parametrize("of_patches_alone", [False, True])
+def test_a_square_of_patches_is_found_beside_registers_with_and_without_positions(of_patches_alone, tmp_path):
+    def edit(arrays):  # writes no note of vitnp's either
+        arrays["pos_embed"] = arrays["pos_embed"][:, 5 * of_patches_alone :]
+
+    vitnp.save_pretrained(hard_model(registers=4, image_size=(12, 8)), tmp_path / "m", "timm")
+    found = vitnp.load_pretrained(change(tmp_path / "m", tmp_path / "n.safetensors", edit), num_heads=2)
+    assert (found.config.grid, found.config.registers) == ((4, 4), 4)
 
 
 def test_gelu_and_epsilon_can_be_others_than_the_layouts():

@@ -146,7 +146,7 @@ def save_transformers(model, path):
 def timm_model(**options):
     return timm.models.vision_transformer.VisionTransformer(
         img_size=(6, 8), patch_size=(3, 2), in_chans=CHANNELS, num_classes=CLASSES, embed_dim=DIM, depth=DEPTH,
-        num_heads=HEADS, mlp_ratio=MLP / DIM, **options,
+        mlp_ratio=MLP / DIM, **{"num_heads": HEADS, **options},
     )  # fmt: skip
 
 
@@ -196,6 +196,10 @@ def main():
     torch_case("timm", rng, timm_model(), (6, 8), save_state)
     mean = {"class_token": False, "global_pool": "avg", "fc_norm": False}
     torch_case("timm-mean", rng, timm_model(**mean), (6, 8), save_state)
+    later = np.random.default_rng(2309_16588)  # two heads: a norm of two columns would leave nothing of q and k
+    options = {"reg_tokens": 2, "init_values": 0.1, "qk_norm": True, "num_heads": 2}
+    torch_case("timm-later", later, timm_model(**options), (6, 8), save_state)
+    torch_case("timm-later-mean", later, timm_model(**options, **mean, no_embed_class=True), (6, 8), save_state)
     torch_case("huggingface", rng, transformers_model(), (6, 8), save_transformers)
     tanh = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-5}
     torch_case("huggingface-tanh", rng, transformers_model(**tanh), (6, 8), save_transformers)

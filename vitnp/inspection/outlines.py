@@ -241,8 +241,8 @@ class OutlineFunctions:
         return self.empty(len(range(*bounds)), dtype)
 
     def linspace(self, start: float, stop: float, count: int) -> Outline:
-        """So many numbers from the one to the other."""
-        return self.empty(count)
+        """So many numbers from one to another."""
+        return self.empty(count, np.result_type(start, stop, 0.0))
 
     def asarray(self, x: Any) -> Any:
         """The array itself: one that has numbers may stay as it is, among outlines."""

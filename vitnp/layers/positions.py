@@ -71,7 +71,14 @@ class Positions(Layer):
         """Return the same without a record: what all but one of several blocks do that share these vectors."""
         y = ctx.lend(self, "placed", x.shape, like=x)
         y[...] = x
-        y[:, self.first : self.stop] += self._vectors(x)
+        placed, half = y[:, self.first : self.stop], y.shape[-1] // 2
+        if self.kind == "learned":
+            placed += self.pos_embed
+        else:
+            columns, rows = self._columns_and_rows(x)
+            grid = placed.reshape(len(y), *self.grid, -1)  # the same memory: one axis has become two
+            grid[..., :half] += columns
+            grid[..., half:] += rows[:, None]
         return y
 
     def backward(self, dy: Array, ctx: Context) -> Array:
@@ -85,13 +92,9 @@ class Positions(Layer):
             ctx.add_grad(self, pos_embed_columns=grid[..., :half].sum(0), pos_embed_rows=grid[..., half:].sum(1))
         return dy
 
-    def _vectors(self, x: Array) -> Array:
-        """Return pos (n, D), or (1, n, D), for the tokens that have one."""
-        if self.kind == "learned":
-            return self.pos_embed
-        xp, (R, C), half = array_module(x), self.grid, x.shape[-1] // 2
+    def _columns_and_rows(self, x: Array) -> tuple[Array, Array]:
+        """Return (C, D/2) and (R, D/2)."""
         if self.kind == "learned-2d":
-            columns, rows = self.pos_embed_columns, self.pos_embed_rows
-        else:
-            columns, rows = (waves(xp.arange(count), half).astype(x.dtype) for count in (C, R))
-        return xp.concatenate([xp.tile(columns, (R, 1)), xp.repeat(rows, C, 0)], 1)
+            return self.pos_embed_columns, self.pos_embed_rows
+        xp, half, (rows, columns) = array_module(x), x.shape[-1] // 2, self.grid
+        return waves(xp.arange(columns), half).astype(x.dtype), waves(xp.arange(rows), half).astype(x.dtype)

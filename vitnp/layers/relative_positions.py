@@ -59,14 +59,14 @@ class RelativePositions(Layer):
 
     def forward(self, q: Array, ctx: Context) -> Array:
         """q (B, H, N, K) -> bias (B, H, N, N)."""
-        xp, (B, H, N, K) = array_module(q), q.shape
+        B, H, N, K = q.shape
         grid = q[:, :, self.patches].reshape(B, H, *self.grid, K)
         logits, saved = [], []
         for name, axis in AXES:
-            lines = xp.moveaxis(grid, axis, 0)  # by row (R, B, H, C, K), by column (C, B, H, R, K)
+            lines = grid.swapaxes(0, axis)  # by row (R, H, B, C, K), by column (C, H, R, B, K)
             saved.append(lines.reshape(len(lines), -1, K))
             product = saved[-1] @ self._keys(name).swapaxes(-1, -2)
-            logits.append(xp.moveaxis(product.reshape(*lines.shape[:-1], len(lines)), 0, axis))
+            logits.append(product.reshape(*lines.shape[:-1], len(lines)).swapaxes(0, axis))
         A, by_column = logits  # (B, H, R, C, R) and (B, H, R, C, C)
         bias = ctx.lend(self, "bias", (B, H, N, N), like=q)
         bias.fill(0)
@@ -83,12 +83,12 @@ class RelativePositions(Layer):
         dgrid = xp.zeros((B, H, *self.grid, K), dbias.dtype)
         sides = zip(AXES, (s.q_by_row, s.q_by_column), (dpairs.sum(-1), dpairs.sum(-2)), strict=True)
         for (name, axis), q, dlogits in sides:
-            dlines = xp.moveaxis(dlogits, axis, 0)
+            dlines = dlogits.swapaxes(0, axis)
             dproduct = dlines.reshape(len(dlines), -1, len(dlines))
             # A = q @ keysᵀ, keys = choice @ rows
             dkeys = dproduct.swapaxes(-1, -2) @ q
             ctx.add_product(self, name, self._choice(name).T, dkeys.reshape(-1, K))
-            dgrid += xp.moveaxis((dproduct @ self._keys(name)).reshape(*dlines.shape[:-1], K), 0, axis)
+            dgrid += (dproduct @ self._keys(name)).reshape(*dlines.shape[:-1], K).swapaxes(0, axis)
         dq = ctx.lend(self, "dq", (B, H, N, K), like=dbias)
         dq.fill(0)
         dq[:, :, self.patches] = dgrid.reshape(B, H, -1, K)

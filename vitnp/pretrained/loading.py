@@ -236,12 +236,13 @@ def _find_grid(path: Path, positions: int, found: dict[str, Any], told: dict[str
     """Return rows and columns of the patches; what is in front of them may or may not have positions of its own."""
     others = (found["pool"] == "token") + found["registers"]
     counts = (positions - others, positions) if others else (positions,)
-    side = math.isqrt(max(counts[0], 0))
+    # with registers, either is common; a class token alone is seldom without a position
+    squares = [n for n in (counts if found["registers"] else counts[:1]) if n > 0 and math.isqrt(n) ** 2 == n]
     if "image_size" in told:
         (H, W), (P_h, P_w) = _pair("image_size", told["image_size"]), found["patch_size"]
         grid = H // P_h, W // P_w
-    elif "grid" in told or side * side == counts[0] > 0:
-        grid = _pair("grid", told.get("grid", side))
+    elif "grid" in told or squares:
+        grid = _pair("grid", told["grid"] if "grid" in told else math.isqrt(squares[0]))
     else:
         raise CheckpointError(
             f"{path}: {positions} positions, {'with' if found['pool'] == 'token' else 'without'} a class token, are no "
