@@ -900,6 +900,17 @@ def test_positions_of_the_command_line_reach_the_network(options, found):
     assert (config.positions, config.pos_at, config.pos_init) == found
 
 
+def test_what_later_papers_added_reaches_the_network():
+    options = ["--stochastic-depth", "0.1", "--layer-scale", "1e-3", "--registers", "4", "--qk-norm"]
+    sizes = {"dim": 8, "depth": 2, "heads": 2, "mlp_dim": 8, "patch_size": 7}
+    found = []
+    for given in ([], options):
+        args = train.training_parser("", **sizes).parse_args(given)
+        config = train._make_config(args, {"image_size": 28, "channels": 1, "num_classes": 10})
+        found.append((config.stochastic_depth, config.layer_scale, config.registers, config.qk_norm))
+    assert found == [(0.0, None, 0, False), (0.1, 1e-3, 4, True)]
+
+
 def test_all_settings_that_differ_from_the_run_are_shown(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["train_toy.py"])
     make(tmp_path)

@@ -131,6 +131,10 @@ def _add_network_options(parser: TrainingParser) -> None:
         "--positions", choices=POSITIONS, default="learned", help="how the network knows where a patch is"
     )
     network.add_argument("--pos-at", choices=POSITIONS["learned"], default="stem", help="where positions are added")
+    network.add_argument("--stochastic-depth", type=float, default=0.0, help="rate at which the last block drops out")
+    network.add_argument("--layer-scale", type=float, help="where the weights of channels of a branch start; none else")
+    network.add_argument("--registers", type=int, default=0, help="tokens that no classifier reads")
+    network.add_argument("--qk-norm", action=argparse.BooleanOptionalAction, default=False, help="norms of q and k")
     for kind in ("sincos", "relative", "none"):
         parser.when("positions", kind, pos_init="normal")  # whatever a script's default is: nothing starts as waves
 
@@ -267,7 +271,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 def _make_config(args: argparse.Namespace, images: dict[str, Any]) -> ViTConfig:
     names = ["patch_size", "dim", "depth", "mlp_dim", "dropout", "attention_dropout", "pool", "gelu", "pos_init"]
-    names += ["positions", "pos_at"]
+    names += ["positions", "pos_at", "stochastic_depth", "layer_scale", "registers", "qk_norm"]
     return ViTConfig(num_heads=args.heads, **{name: getattr(args, name) for name in names}, **images)
 
 

@@ -1,7 +1,8 @@
 """The wrong gradients by the gradient check alone: is each one seen, and is the place that is named the right one?
 
-Two networks between them have every layer: the hard model of the tests with a class token and the tanh form, and one
-with mean pooling, the exact form and a hidden layer in the head. Both have dropout, and labels are smoothed.
+Four networks between them have every layer: the hard model of the tests with a class token and the tanh form, one with
+mean pooling, the exact form and a hidden layer in the head, and two of other architectures. All have dropout, and
+labels are smoothed.
 
 Where Richardson's differences see nothing wrong in a whole network, each of its layers is checked alone. Walking from
 the loss backwards, the first wrong tensor is one of the faulty layer's own, or one of the layer before it,
@@ -18,8 +19,19 @@ from typing import Any
 from mutants.seeded import MUTANTS, Mutant
 from mutants.trial import Job, Workshop, patched
 
-NETWORKS: tuple[dict[str, Any], ...] = ({}, {"pool": "mean", "gelu": "erf", "representation_size": 11})
-INLINE = {"embeddings": ("cls_token", "pos_embed"), "classifier": ("norm.", "pre_logits.", "head."), "loss": ()}
+LATER = {"stochastic_depth": 0.3, "layer_scale": 0.1, "registers": 2, "qk_norm": True}
+NETWORKS: tuple[dict[str, Any], ...] = (
+    {},
+    {"pool": "mean", "gelu": "erf", "representation_size": 11},
+    {"pool": "mean", "positions": "relative", **LATER},
+    {"positions": "learned-2d", "pos_at": "shared"},
+)
+INLINE = {
+    "embeddings": ("cls_token", "pos_embed", "reg_token"),
+    "positions": ("pos_embed",),
+    "classifier": ("norm.", "pre_logits.", "head."),
+    "loss": (),
+}
 MISSED = {"complex": 0, "richardson": 2}  # at most: a difference cannot see what is below its own error bar
 
 

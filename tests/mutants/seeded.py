@@ -1,7 +1,7 @@
 """Mistakes, as patches of the real sources: each of them was made in some network written by hand.
 
-    gradient    64  a backward that is not the derivative of its forward
-    forward     14  forward and backward agree, and the network is not a Vision Transformer: no gradient check sees it
+    gradient    76  a backward that is not the derivative of its forward
+    forward     20  forward and backward agree, and the network is not a Vision Transformer: no gradient check sees it
     optimizer   20  an update that is not Adam's or SGD's, an average that is another
     structural   4  right numbers once, by a pass that leaves traces
     costs        8  a summary that counts what is not there, or something twice
@@ -27,12 +27,17 @@ EMBEDDINGS = "vitnp/layers/embeddings.py"
 GELU = "vitnp/layers/gelu.py"
 HEAD = "vitnp/layers/head.py"
 LAYER_NORM = "vitnp/layers/layer_norm.py"
+LAYER_SCALE = "vitnp/layers/layer_scale.py"
 LINEAR = "vitnp/layers/linear.py"
 LOSSES = "vitnp/losses.py"
 OPTIM = "vitnp/optim.py"
 OUTLINES = "vitnp/inspection/outlines.py"
 PARALLEL = "vitnp/parallel.py"
 PATCH_EMBED = "vitnp/layers/patch_embed.py"
+POSITIONS = "vitnp/layers/positions.py"
+RELATIVE = "vitnp/layers/relative_positions.py"
+STOCHASTIC_DEPTH = "vitnp/layers/stochastic_depth.py"
+VIT = "vitnp/vit.py"
 SOFTMAX = "vitnp/layers/softmax.py"
 SUMMARY = "vitnp/inspection/summary.py"
 
@@ -494,6 +499,88 @@ _GRADIENT: tuple[tuple, ...] = (
         "backward lacks 1/(1 - rate)",
         (DROPOUT, DROPOUT_BACKWARD, DROPOUT_BACKWARD.replace("dy,", "dy * (1 - self.rate),")),
     ),
+    # other architectures: 12
+    (
+        "relative-no-dq",
+        "blocks.1.attn",
+        "queries get no gradient from relative attention",
+        (ATTENTION, "dq += self.relative.backward(dscores, ctx)", "self.relative.backward(dscores, ctx)"),
+    ),
+    (
+        "relative-unscaled",
+        "blocks.1.attn",
+        "the bias is not divided by √K, but its gradient is",
+        (ATTENTION, "self.relative.forward(q * self.scale, ctx)", "self.relative.forward(q, ctx)"),
+    ),
+    (
+        "positions-2d-first-sample",
+        "positions",
+        "rows and columns get the gradient of one sample",
+        (POSITIONS, "grid, half = dpos.sum(0)", "grid, half = dpos[0]"),
+    ),
+    (
+        "positions-2d-mean",
+        "positions",
+        "a row gets the mean over its patches instead of the sum",
+        (POSITIONS, "pos_embed_rows=grid[..., half:].sum(1)", "pos_embed_rows=grid[..., half:].mean(1)"),
+    ),
+    (
+        "positions-shared-of-one-block",
+        "positions",
+        "positions in every layer get the gradient of the first block alone",
+        (VIT, "dplaced = dx if dplaced is None else dplaced + dx", "dplaced = dx"),
+    ),
+    (
+        "layer-scale-no-gamma",
+        "blocks.1.ls2",
+        "dx as if gamma were 1",
+        (LAYER_SCALE, "return xp.multiply(dy, self.gamma,", "return xp.multiply(dy, 1,"),
+    ),
+    (
+        "layer-scale-dgamma-of-the-output",
+        "blocks.1.ls2",
+        "dgamma is Σ dy y instead of Σ dy x",
+        (LAYER_SCALE, "rows = xp.multiply(dy, x,", "rows = xp.multiply(dy, x * self.gamma,"),
+    ),
+    (
+        "qk-norm-passed-by",
+        "blocks.1.attn",
+        "the gradients of q and k pass their norms unchanged",
+        (
+            ATTENTION,
+            "dq[...], dk[...] = self.q_norm.backward(dq, ctx), self.k_norm.backward(dk, ctx)",
+            "self.q_norm.backward(dq, ctx), self.k_norm.backward(dk, ctx)",
+        ),
+    ),
+    (
+        "qk-norm-before-the-scale",
+        "blocks.1.attn",
+        "gamma and beta of the norms get gradients that 1/√K has not reached",
+        (ATTENTION, "dqkv[..., : 2 * D] *= self.scale\n", "pass\n"),
+        (ATTENTION, "# 1  qkv = x @ W_qkv + b\n        return", "dqkv[..., : 2 * D] *= self.scale\n        return"),
+    ),
+    (
+        "branch-ends-passed-by",
+        "blocks.1",
+        "the gradient passes layer scale and stochastic depth unchanged",
+        (BLOCK, "for layer in reversed(self._ends[which - 1]):", "for layer in []:"),
+    ),
+    (
+        "registers-no-gradient",
+        "embeddings",
+        "registers have no gradient",
+        (EMBEDDINGS, 'ctx.add_row_sum(self, "reg_token", dy[:, stop:].reshape(len(dy), -1))', "pass"),
+    ),
+    (
+        "registers-gradient-in-the-mean",
+        "head",
+        "registers get a gradient from a mean that leaves them out",
+        (
+            HEAD,
+            "dx[:, :stop], dx[:, stop:] = self.norm.backward(dx[:, :stop], ctx), 0",
+            "dx[:, :stop], dx[:, stop:] = self.norm.backward(dx[:, :stop], ctx), dx[:, :1]",
+        ),
+    ),
 )
 
 _FORWARD: tuple[tuple, ...] = (
@@ -647,6 +734,56 @@ _FORWARD: tuple[tuple, ...] = (
             "return targets * (1 - label_smoothing) + label_smoothing / classes",
             "return targets * (1 - label_smoothing) + (1 - targets) * label_smoothing / (classes - 1)",
         ),
+    ),
+    (
+        "relative-offset-turned-round",
+        "attention",
+        "offsets are those from the query to the key",
+        (RELATIVE, "place[:, None] - place", "place - place[:, None]"),
+    ),
+    (
+        "positions-2d-row-first",
+        "positions",
+        "the vector of the row comes before that of the column",
+        (POSITIONS, "grid[..., :half] += columns", "grid[..., half:] += columns"),
+        (POSITIONS, "grid[..., half:] += rows[:, None]", "grid[..., :half] += rows[:, None]"),
+        (
+            POSITIONS,
+            "pos_embed_columns=grid[..., :half].sum(0), pos_embed_rows=grid[..., half:].sum(1)",
+            "pos_embed_columns=grid[..., half:].sum(0), pos_embed_rows=grid[..., :half].sum(1)",
+        ),
+    ),
+    (
+        "registers-in-the-mean",
+        "head",
+        "the mean is that of the registers, too",
+        (HEAD, "x = x[:, : x.shape[1] - self.registers]", "pass"),
+        (HEAD, "stop = tokens.shape[1] - self.registers", "stop = tokens.shape[1]"),
+    ),
+    (
+        "stochastic-depth-by-element",
+        "block",
+        "elements are dropped instead of samples",
+        (STOCHASTIC_DEPTH, "return (len(x), *(1 for _ in x.shape[1:]))", "return tuple(x.shape)"),
+    ),
+    (
+        "stochastic-depth-in-the-first-block",
+        "model",
+        "the first block is dropped as well",
+        (VIT, "c.stochastic_depth * i / max(c.depth - 1, 1)", "c.stochastic_depth * (i + 1) / c.depth"),
+    ),
+    (
+        "layer-scale-on-the-skip",
+        "block",
+        "gamma scales the sum instead of the branch",
+        (BLOCK, Z, 'z = self._weigh(self._add("z", x, branch, ctx), 1, ctx)'),
+        (BLOCK, Y_BLOCK, 'return self._weigh(self._add("y", z, branch, ctx), 2, ctx)'),
+        (
+            BLOCK,
+            "dbranch = self.mlp.backward(self._weigh_backward(dy, 2, ctx), ctx)",
+            "dy = self._weigh_backward(dy, 2, ctx).copy()\n        dbranch = self.mlp.backward(dy, ctx)",
+        ),
+        (BLOCK, "self._weigh_backward(dz, 1, ctx)", "(dz := self._weigh_backward(dz, 1, ctx).copy())"),
     ),
 )
 
