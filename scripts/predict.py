@@ -20,6 +20,7 @@ from vitnp import train
 from vitnp.data import DataError, normalize, read_image
 from vitnp.data.files import one_line
 from vitnp.inspection import attention_rollout, check_new_picture, prediction_picture
+from vitnp.pretrained import read_scale
 
 AT_A_TIME = 64  # images
 PICTURED = 120  # images in a picture, at most
@@ -34,9 +35,7 @@ def load_pretrained(args):
         names = args.labels.read_text(encoding="utf-8").splitlines()
     if len(names) != classes:
         raise ValueError(f"{args.labels}: {len(names)} lines; expected {classes}, a name for each class of the model")
-    preprocessor = args.pretrained / "preprocessor_config.json"  # which folders of transformers have
-    told = json.loads(preprocessor.read_text(encoding="utf-8")) if preprocessor.is_file() else {}
-    mean, std = args.mean or told.get("image_mean"), args.std or told.get("image_std")
+    mean, std = (given or told for given, told in zip((args.mean, args.std), read_scale(args.pretrained), strict=True))
     if mean is None or std is None:
         print("--mean and --std are 0.5 where they are not told, as in the original", file=sys.stderr)
     scale = [tuple(given or [0.5] * channels) for given in (mean, std)]

@@ -12,10 +12,8 @@ import os
 from pathlib import Path
 
 from vitnp import train
-from vitnp.data import DataError, find_splits
-from vitnp.data.dataset import whole_number
-
-MOST_HELD_OUT = 1000
+from vitnp.data import find_splits
+from vitnp.folder_runs import hold_out_a_tenth, read_splits
 
 
 def find_data(args):
@@ -24,22 +22,12 @@ def find_data(args):
 
 def image_fields(args):
     training = find_data(args)[0]
-    if args.held_out is None:
-        args.held_out = max(1, min(MOST_HELD_OUT, len(training) // 10))
-    whole_number("--held-out", args.held_out, 1, len(training) - 1)  # or it would be found when all are read
+    hold_out_a_tenth(args, training)
     return {"image_size": args.image_size, "channels": args.channels, "num_classes": len(training.class_names)}
 
 
 def load_data(args):
-    training, test = find_data(args)
-    # Other files would be divided otherwise: a resumed run could be tested on what it was trained on.
-    digests = [training.digest, test.digest]
-    if getattr(args, "files", digests) != digests:
-        raise DataError(
-            f"{args.data}: not the files that the run began with; expected the same names, no more, no fewer"
-        )
-    args.files = digests  # a setting of the run, and so in its checkpoint
-    return training.read(args.image_size, args.channels), test.read(args.image_size, args.channels)
+    return read_splits(args, find_data(args))
 
 
 def make_parser():

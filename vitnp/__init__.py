@@ -12,7 +12,7 @@ from vitnp.losses import softmax_cross_entropy
 from vitnp.moving_average import MovingAverage
 from vitnp.optim import SGD, Adam, clip_global_norm
 from vitnp.parallel import ShardedStep
-from vitnp.pretrained import load_pretrained, save_pretrained
+from vitnp.pretrained import adapt, load_pretrained, save_pretrained
 from vitnp.schedules import warmup_decay
 from vitnp.vit import ConfigError, VisionTransformer, ViTConfig
 
@@ -36,6 +36,7 @@ __all__ = [
     "ShardedStep",
     "ViTConfig",
     "VisionTransformer",
+    "adapt",
     "array_module",
     "assert_gradients",
     "check_layers",

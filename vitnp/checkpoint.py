@@ -139,6 +139,17 @@ def load_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> Checkp
     return Checkpoint(on_device, moved_optimizer, progress, made_in, moved_average)
 
 
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file calls itself one of vitnp's checkpoints, of any format; nothing else of it is checked."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return "vitnp" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 def _vectors_of(
     model: VisionTransformer, optimizer: Optimizer | None, average: MovingAverage | None
 ) -> dict[str, Array]:

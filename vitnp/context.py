@@ -238,6 +238,18 @@ class Context:
         return _mix(bits, key=_mix(rows ^ high)).reshape(shape)
 
 
+class StreamingContext(Context):
+    """A context for forwards that nobody looks into: a block's results go where the block before it had its own.
+
+    So memory does not grow with depth, and stays in the cache. By the time a block writes its output it has done with
+    its input, which is the output of the block before.
+    """
+
+    def empty(self, layer: Layer, name: str, shape: tuple[int, ...], like: Array) -> Array:
+        """Return memory that layers of the same role share."""
+        return (super().empty if layer.role is None else self.lend)(layer, name, shape, like)
+
+
 class Memory(NamedTuple):
     """Where a kernel puts its results and what it needs on the way: the methods of a context, for one layer."""
 

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from vitnp.backend import Array, to_cpu
 from vitnp.checkpoint import CheckpointError, load_checkpoint
-from vitnp.context import Context
+from vitnp.context import Context, StreamingContext
 from vitnp.cores import usable_cores
 from vitnp.data.batches import normalize
-from vitnp.layer import Layer
+from vitnp.data.images import fit_images
 from vitnp.losses import softmax_cross_entropy
 from vitnp.parallel import blas_controller, one_at_a_time
 from vitnp.vit import VisionTransformer
@@ -116,16 +116,18 @@ def predict(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     batch_size: int = BATCH,
+    fit: bool = False,
 ) -> NDArray:
     """Class probabilities (n, classes) of images (n, H, W, C), in the model's dtype.
 
     Images of uint8 are normalised with `mean` and `std`, one number a channel, as in training; floats are taken as
-    they are. At most `batch_size` images are in the network at a time.
+    they are. At most `batch_size` images are in the network at a time. With `fit`, uint8 images of another size or
+    colour than the model's are cut to their centre, scaled and converted, so many at a time: `vitnp.data.fit_images`.
 
     Raises ValueError or TypeError for images that the model cannot take, and ValueError naming the first image whose
     logits are not finite.
     """
-    return _softmax(_logits(model, images, mean, std, batch_size))
+    return _softmax(_logits(model, images, mean, std, batch_size, fit))
 
 
 def features(
@@ -135,9 +137,10 @@ def features(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     batch_size: int = BATCH,
+    fit: bool = False,
 ) -> NDArray:
     """What the classifier reads of each image, (n, D): see `VisionTransformer.features`. Otherwise as `predict`."""
-    return _in_batches(model, model.features, model.config.dim, images, mean, std, batch_size)
+    return _in_batches(model, model.features, model.config.dim, images, mean, std, batch_size, fit)
 
 
 def evaluate(
@@ -148,6 +151,7 @@ def evaluate(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     batch_size: int = BATCH,
+    fit: bool = False,
 ) -> Evaluation:
     """Loss, accuracy and confusions on images (n, H, W, C) with integer labels (n,). Otherwise as `predict`.
 
@@ -155,7 +159,7 @@ def evaluate(
     """
     classes = model.config.num_classes
     labels = _check_labels(labels, len(images), classes)
-    logits = _logits(model, images, mean, std, batch_size)
+    logits = _logits(model, images, mean, std, batch_size, fit)
     predicted = logits.argmax(-1).astype(np.int64)
     confusion = np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
     right, count = np.diagonal(confusion), confusion.sum(-1)
@@ -184,9 +188,14 @@ def _check_labels(labels: Any, count: int, classes: int) -> NDArray[np.int64]:
 
 
 def _logits(
-    model: VisionTransformer, images: Array, mean: Sequence[float] | None, std: Sequence[float] | None, batch_size: int
+    model: VisionTransformer,
+    images: Array,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    batch_size: int,
+    fit: bool,
 ) -> NDArray:
-    return _in_batches(model, model.forward, model.config.num_classes, images, mean, std, batch_size)
+    return _in_batches(model, model.forward, model.config.num_classes, images, mean, std, batch_size, fit)
 
 
 def _softmax(logits: NDArray) -> NDArray:
@@ -203,10 +212,13 @@ def _in_batches(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     batch_size: int,
+    fit: bool,
 ) -> NDArray:
     """Return compute(images), (n, width) and finite, from one thread a core, each with a context of its own."""
     images = images if hasattr(images, "dtype") else np.asarray(images)
-    _check_images(model, images, mean, std, batch_size)
+    shape = model.config.image_size, model.config.channels
+    fit = fit and images.dtype == np.uint8 and images.ndim == 4
+    _check_images(model, fit_images(images[:1], *shape) if fit else images, mean, std, batch_size)
     threads = min(usable_cores() if model.device == "cpu" else 1, batch_size)
     size = _images_a_pass(model, len(images), batch_size, threads)
     results = np.empty((len(images), width), model.flat.dtype)
@@ -215,7 +227,8 @@ def _in_batches(
         rows = slice(start, start + size)
         # What overflows is found in the results below; no need to warn as well.
         with np.errstate(over="ignore", invalid="ignore"):
-            results[rows] = to_cpu(compute(_prepare(images[rows], mean, std, model.flat.dtype), ctx))
+            some = fit_images(images[rows], *shape) if fit else images[rows]
+            results[rows] = to_cpu(compute(_prepare(some, mean, std, model.flat.dtype), ctx))
 
     # As in a training step: one BLAS thread for each of ours, and one model at a time.
     with one_at_a_time, blas_controller().limit(limits=1, user_api="blas"):
@@ -227,18 +240,6 @@ def _in_batches(
     return results
 
 
-class _Streaming(Context):
-    """A context for forwards that nobody looks into: a block's results go where the block before it had its own.
-
-    So memory does not grow with depth, and stays in the cache. By the time a block writes its output it has done with
-    its input, which is the output of the block before.
-    """
-
-    def empty(self, layer: Layer, name: str, shape: tuple[int, ...], like: Array) -> Array:
-        """Return memory that layers of the same role share."""
-        return (super().empty if layer.role is None else self.lend)(layer, name, shape, like)
-
-
 class _Workers:
     """Threads and contexts that stay with a model: starting anew is what a small one would spend its time on."""
 
@@ -246,7 +247,7 @@ class _Workers:
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix="vitnp-predict")
         self.contexts: SimpleQueue[Context] = SimpleQueue()
         for _ in range(threads):
-            self.contexts.put(_Streaming())
+            self.contexts.put(StreamingContext())
 
     def do(self, work: Callable[[int, Context], None], starts: Iterable[int]) -> None:
         """Call work(start, ctx) for every start; when this returns or raises, none goes on."""

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from vitnp.backend import Array, array_module
-from vitnp.context import Context
+from vitnp.context import Context, StreamingContext
 from vitnp.cores import usable_cores
 from vitnp.layers import LayerNorm
 from vitnp.losses import softmax_cross_entropy
@@ -47,6 +47,8 @@ class ShardedStep:
         label_smoothing: as in `softmax_cross_entropy`.
         rng: seed of the dropout masks.
         average: of the same model, updated after each step.
+        head_only: train the last linear layer alone. What comes before it is then as in an evaluation: without dropout,
+            nothing of it is kept, and no backward goes through it. Wants an optimizer without weight decay.
 
     Attributes:
         contexts: of the shards; the first holds the whole gradient after a step.
@@ -64,6 +66,7 @@ class ShardedStep:
         label_smoothing: float = 0.0,
         rng: int = 0,
         average: MovingAverage | None = None,
+        head_only: bool = False,
     ) -> None:
         if shards is None:
             shards = usable_cores() if array_module(model.flat) is np else 1
@@ -74,12 +77,18 @@ class ShardedStep:
             raise ValueError("the optimizer was made for another model: give ShardedStep the model it was made with")
         if average is not None and average.model is not model:
             raise ValueError("the average is of another model: give ShardedStep the model it was made with")
+        if head_only and (optimizer.weight_decay or model.config.representation_size is not None):
+            raise ValueError(
+                f"head_only with weight_decay {optimizer.weight_decay} and representation_size "
+                f"{model.config.representation_size}; expected 0, as decay moves all weights, and None: use vitnp.adapt"
+            )
         if micro_batch is None and array_module(model.flat) is np:
             micro_batch = max(1, SAVED // saved_bytes(model))
         self.model, self.optimizer, self.shards, self.micro_batch = model, optimizer, shards, micro_batch
-        self.average = average
+        self.average, self.head_only = average, head_only
         self.clip_norm, self.label_smoothing = math.inf if clip_norm is None else clip_norm, label_smoothing
         self.contexts = [Context(train=True, rng=rng, input_grad=False) for _ in range(shards)]
+        self._before: dict[Context, Context] = {}  # for what is not trained, of each shard
         self.correct: Any = 0
         self.norm: Any = 0.0
         self._norms = [layer for layer in model.layers() if isinstance(layer, LayerNorm)]
@@ -124,6 +133,15 @@ class ShardedStep:
         self.model.backward(dlogits, ctx)
         return loss, _count_correct(logits, labels)
 
+    def _train_head(self, ctx: Context, images: Array, labels: Any, batch_size: int) -> tuple[Any, Any]:
+        head, before = self.model.classifier.head, self._before.setdefault(ctx, StreamingContext())
+        features = self.model.features(images, before)
+        ctx.begin()
+        logits = head.forward(features, ctx)
+        loss, dlogits = softmax_cross_entropy(logits, labels, self.label_smoothing, batch_size)
+        head.backward(dlogits, ctx)
+        return loss, _count_correct(logits, labels)
+
     def _on_shards(self, images: Array, labels: Any) -> tuple[Any, Any, int]:
         """Return the sums, in the order of the shards, of what `_train` finds, and how many shards there were."""
         if len(images) != len(labels):
@@ -132,6 +150,7 @@ class ShardedStep:
             raise ValueError("a batch of 0 images has no loss: give at least one")
         bounds = [len(images) * i // self.shards for i in range(self.shards + 1)]
         shards = [(first, end) for first, end in pairwise(bounds) if first < end]
+        train = self._train_head if self.head_only else self._train
 
         def run(ctx: Context, first: int, end: int) -> list[tuple[Any, Any]]:
             size, results = _even(end - first, self.micro_batch or end - first), []
@@ -139,7 +158,7 @@ class ShardedStep:
             ctx.step = self.optimizer.steps
             for row in range(first, end, size):
                 part, ctx.first_row = slice(row, min(row + size, end)), row
-                results.append(self._train(ctx, images[part], labels[part], len(images)))
+                results.append(train(ctx, images[part], labels[part], len(images)))
             return results
 
         with one_at_a_time, self._blas.limit(limits=1, user_api="blas"):

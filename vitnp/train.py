@@ -38,7 +38,7 @@ import numpy as np
 from vitnp.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from vitnp.console import report_errors, say, warn
 from vitnp.cores import usable_cores
-from vitnp.data import Augmentation, Batches, Dataset, channel_statistics, normalize, prepared_ahead
+from vitnp.data import Augmentation, Batches, Dataset, channel_statistics, fit_images, normalize, prepared_ahead
 from vitnp.data.dataset import whole_number
 from vitnp.durable import hold_lock, remove_orphans, write_atomically
 from vitnp.environment import changes, environment
@@ -373,10 +373,13 @@ class Trainer:
         self.fit_indices, held_out = train_set.split_indices(args.held_out, args.seed)
         fit_set, self.validation = train_set.subset(self.fit_indices), train_set.subset(held_out)
         self.test, (mean, std) = test_set, channel_statistics(fit_set.images)
+        if getattr(args, "mean", None) is not None:  # what a model that has learned already expects
+            mean, std = tuple(args.mean), tuple(args.std)
         self.shots = self._choose_shots(fit_set) if args.probe_every else None
         self.data = {"training": train_set.digest(), "test": test_set.digest()}
         options = {"seed": args.seed, "mean": mean, "std": std}
-        self.batches = Batches(fit_set, args.batch_size, augmentation=_augmentation(args), **options)
+        self.fit = model.config.image_size, model.config.channels
+        self.batches = Batches(fit_set, args.batch_size, augmentation=_augmentation(args), fit=self.fit, **options)
         self.total_steps = args.epochs * self.batches.steps_per_epoch
         self.step = ShardedStep(
             model,
@@ -387,6 +390,7 @@ class Trainer:
             label_smoothing=args.label_smoothing,
             rng=args.seed,
             average=average,
+            head_only=getattr(args, "freeze", False),
         )
         self.seen = dict(NOTHING_SEEN)  # sums over the epoch so far; not nothing until it is validated
         self.images, self.seconds = 0, 0.0  # trained on and spent in steps, over the whole run
@@ -541,7 +545,9 @@ class Trainer:
         """Return the accuracy of a linear probe on one half of the validation images; the other chose its strength."""
         shots, labels = cast(Dataset, self.shots), self.validation.labels
         mean, std = self.batches.mean, self.batches.std
-        few, held_out = (features(self.judged, x.images, mean=mean, std=std) for x in (shots, self.validation))
+        few, held_out = (
+            features(self.judged, x.images, mean=mean, std=std, fit=True) for x in (shots, self.validation)
+        )
         chosen_by, classes = (held_out[::2], labels[::2]), len(shots.class_names)
         probe = linear_probe(few, shots.labels, num_classes=classes, validation=chosen_by)
         return {
@@ -554,7 +560,7 @@ class Trainer:
         """Return the mean loss and the accuracy in [0, 1], dropout off; ValueError where they would not be finite."""
         mean, std = self.batches.mean, self.batches.std
         try:
-            found = evaluate(self.judged, dataset.images, dataset.labels, mean=mean, std=std)
+            found = evaluate(self.judged, dataset.images, dataset.labels, mean=mean, std=std, fit=True)
         except ValueError as error:
             raise ValueError(f"after step {self.optimizer.steps}, {dataset.name}: {error}") from error
         return found.loss, found.accuracy
@@ -700,7 +706,7 @@ class Trainer:
         self.saved_steps, self.saved_at, self.unsaved = self.optimizer.steps, time.monotonic(), False
 
     def _draw_attention(self) -> None:
-        images, names = self.test.images[:PICTURED], self.test.class_names
+        images, names = fit_images(self.test.images[:PICTURED], *self.fit), self.test.class_names
         maps, logits = attention_rollout(self.judged, normalize(images, self.batches.mean, self.batches.std))
         captions = [
             f"{names[guess]}" + ("" if guess == label else f", is {names[label]}")

@@ -20,7 +20,7 @@ from vitnp.data.digits import load_digits
 from vitnp.data.files import DataNotice
 from vitnp.data.folder import ImageFiles, find_images, find_splits, load_folder
 from vitnp.data.idx import read_idx
-from vitnp.data.images import read_image
+from vitnp.data.images import fit_images, read_image
 from vitnp.data.mnist import load_fashion_mnist, load_mnist
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "data_roots",
     "find_images",
     "find_splits",
+    "fit_images",
     "load_cifar10",
     "load_cifar100",
     "load_digits",

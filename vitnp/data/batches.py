@@ -18,6 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from vitnp.data.augment import Augmentation
 from vitnp.data.dataset import DataError, Dataset, random_stream, whole_number
+from vitnp.data.images import fit_images
 
 ORDER, CHANGE, MIX = 0, 1, 2  # which random stream of a seed
 T = TypeVar("T")
@@ -28,7 +29,8 @@ class Batches:
 
     `shuffle` draws a new order each epoch; `augmentation` changes each image at random, and where it mixes images the
     labels are soft, floats (b, classes). Without both, these are the dataset's own images in its own order: what
-    evaluation wants.
+    evaluation wants. With `fit`, a (height, width) and a number of channels, each batch's images are fitted to them
+    after they were changed, as `fit_images` does it.
     """
 
     def __init__(
@@ -42,14 +44,15 @@ class Batches:
         augmentation: Augmentation | None = None,
         dtype: DTypeLike = "float32",
         shuffle: bool = True,
+        fit: tuple[tuple[int, int], int] | None = None,
     ) -> None:
         self.dataset = dataset
         self.batch_size = whole_number("batch_size", batch_size, 1)
         self.seed = whole_number("seed", seed, 0)
-        self.augmentation = augmentation or Augmentation()
+        self.augmentation, self.fit = augmentation or Augmentation(), fit
         whole_number("shift", self.augmentation.shift, 0, min(dataset.images.shape[1:3]) - 1)
         self.mean, self.std, self.dtype, self.shuffle = mean, std, dtype, shuffle
-        normalize(dataset.images[:1], mean, std, dtype)  # a bad mean is an error now, not at the first batch
+        self._normalize(dataset.images[:1])  # a bad mean is an error now, not at the first batch
 
     @property
     def steps_per_epoch(self) -> int:
@@ -78,9 +81,13 @@ class Batches:
         chosen = self._chosen(order, step)
         images, labels = self.dataset.images[chosen], self.dataset.labels[chosen]
         images = self.augmentation.change(images, random_stream(self.seed, CHANGE, epoch, step))
-        images = normalize(images, self.mean, self.std, self.dtype)
+        images = self._normalize(images)
         classes, rng = len(self.dataset.class_names), random_stream(self.seed, MIX, epoch, step)
         return self.augmentation.mix(images, labels, classes, rng)
+
+    def _normalize(self, images: NDArray[np.uint8]) -> NDArray:
+        fitted = images if self.fit is None else fit_images(images, *self.fit)
+        return normalize(fitted, self.mean, self.std, self.dtype)
 
 
 def prepared_ahead(items: Iterable[T], ahead: int = 2) -> Iterator[T]:

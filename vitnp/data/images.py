@@ -165,6 +165,31 @@ def _fit(image: Image, height: int, width: int) -> Image:
     return image.resize((width, height), Image.Resampling.BICUBIC, box, SHARPNESS)
 
 
+def fit_images(images: NDArray[np.uint8], size: int | tuple[int, int], channels: int) -> NDArray[np.uint8]:
+    """Grey or RGB images in memory, uint8 (n, H, W, 1 or 3), as `read_image` makes files: (n, *size, channels).
+
+    Of each the largest centred part of that shape, scaled to it; grey as RGB has its level three times. Images that are
+    so already are returned as they are. Raises DataError for other arrays.
+    """
+    from PIL import Image
+
+    height, width = sides(size)
+    if images.dtype != np.uint8 or images.ndim != 4 or {images.shape[-1], channels} - {1, 3}:
+        raise DataError(
+            f"images are {images.dtype} {images.shape}, to have {channels} channels; expected uint8 (n, H, W, C), "
+            "and 1 or 3 channels before and after"
+        )
+    if images.shape[1:] == (height, width, channels):
+        return images
+    fitted = np.empty((len(images), height, width, channels), np.uint8)
+    for pixels, place in zip(images, fitted, strict=True):
+        image = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
+        place[...] = np.asarray(_fit(image.convert("L" if channels == 1 else "RGB"), height, width)).reshape(
+            place.shape
+        )
+    return fitted
+
+
 def _expected() -> str:
     return f"one of {', '.join(FORMATS)}"
 

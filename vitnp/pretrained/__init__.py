@@ -5,9 +5,12 @@ files       .npz, safetensors and folders of transformers: what they hold, and w
 positions   a grid of position embeddings at another size
 loading     load_pretrained
 saving      save_pretrained
+adapting    adapt: a model that has learned one thing, made ready to learn another
 """
 
+from vitnp.pretrained.adapting import adapt
+from vitnp.pretrained.files import read_scale
 from vitnp.pretrained.loading import load_pretrained
 from vitnp.pretrained.saving import save_pretrained
 
-__all__ = ["load_pretrained", "save_pretrained"]
+__all__ = ["adapt", "load_pretrained", "read_scale", "save_pretrained"]

@@ -88,6 +88,13 @@ def read_source(path: Path) -> Source:
         raise CheckpointError(f"{file}: damaged or cut short: {error}") from None
 
 
+def read_scale(path: Path) -> tuple[list[float] | None, list[float] | None]:
+    """Return the (mean, std) that a folder of transformers tells of its images, each None where it does not."""
+    preprocessor = path / "preprocessor_config.json"
+    told = json.loads(preprocessor.read_text(encoding="utf-8")) if preprocessor.is_file() else {}
+    return told.get("image_mean"), told.get("image_std")
+
+
 def _is_zip(path: Path) -> bool:
     """Return whether this is a zip archive, as .npz is; raise CheckpointError for a pickle."""
     with open(path, "rb") as file:
