@@ -39,7 +39,7 @@ def cifar(settings, root):
 
 def folder(settings, root):
     if root is None:
-        raise data.DataError("the model is of train_folder.py; expected its images: give --data as in training")
+        raise data.DataError("the model learned from a folder; expected its images: give --data as in training")
     test = data.find_splits(root, settings["test_data"], settings["test_share"], settings["seed"])[1]
     if test.digest != settings["files"][1]:
         raise data.DataError(
@@ -48,7 +48,14 @@ def folder(settings, root):
     return test.read(settings["image_size"], settings["channels"])
 
 
+def finetuned(settings, root):
+    named = {"cifar10": data.load_cifar10, "cifar100": data.load_cifar100, "mnist": data.load_mnist}
+    named |= {"fashion-mnist": data.load_fashion_mnist}
+    return folder(settings, root) if settings["dataset"] == "folder" else named[settings["dataset"]]("test", root)
+
+
 TEST_SETS = {"train_digits.py": digits, "train_mnist.py": mnist, "train_cifar.py": cifar, "train_folder.py": folder}
+TEST_SETS["finetune.py"] = finetuned
 
 
 def check_digest(test, expected):
@@ -138,7 +145,7 @@ def evaluate(args):
     classifier = vitnp.load_classifier(args.checkpoint, args.device)
     test = load_images(classifier, args)
     scale = {"mean": classifier.mean, "std": classifier.std}
-    evaluation = vitnp.evaluate(classifier.model, test.images, test.labels, **scale)
+    evaluation = vitnp.evaluate(classifier.model, test.images, test.labels, **scale, fit=True)
     if args.picture is not None:
         draw(evaluation, test, args)
     if args.json:

@@ -15,6 +15,7 @@ import pytest
 from helpers import error, hard_model, images_for, labels_for, normal, randomize, same_bits
 
 import vitnp
+from vitnp import inference
 from vitnp.data import DataError, normalize
 
 N = 23  # more than two batches of 7, the last one smaller
@@ -407,3 +408,30 @@ def test_a_model_without_its_classes_or_scale_is_no_classifier(tmp_path, progres
     saved(tmp_path / "m", **progress)
     with pytest.raises(vitnp.CheckpointError, match=message):
         vitnp.load_classifier(tmp_path / "m")
+
+
+# -- images of another size -------------------------------------------------------------------------------------------
+
+
+def test_images_of_another_size_and_colour_are_fitted_a_batch_at_a_time(monkeypatch):
+    model = hard_model("float32")  # of 6 x 8 pixels in 3 channels
+    images = np.random.default_rng(0).integers(0, 256, (20, 9, 7, 1), np.uint8)
+    scale, fitted = {"mean": [0.5] * 3, "std": [0.3] * 3}, vitnp.data.fit_images(images, (6, 8), 3)
+    sizes, fit = [], inference.fit_images
+    monkeypatch.setattr(inference, "fit_images", lambda some, *shape: sizes.append(len(some)) or fit(some, *shape))
+    for use in (vitnp.predict, vitnp.features):
+        assert same_bits(use(model, images, **scale, batch_size=4, fit=True), use(model, fitted, **scale, batch_size=4))
+    assert max(sizes) <= 4
+    labels = labels_for(model, 20)
+    found, truth = (vitnp.evaluate(model, x, labels, **scale, fit=True) for x in (images, fitted))
+    assert found.loss == truth.loss
+
+
+def test_images_of_another_size_are_refused_unless_they_are_to_be_fitted():
+    model = hard_model("float32")
+    images = np.zeros((2, 9, 7, 3), np.uint8)
+    for more in ({}, {"fit": False}):
+        with pytest.raises(ValueError, match=r"images have shape \(2, 9, 7, 3\); expected"):
+            vitnp.predict(model, images, mean=[0.5] * 3, std=[0.5] * 3, **more)
+    with pytest.raises(ValueError, match=r"images have shape \(2, 9, 7, 3\); expected"):
+        vitnp.predict(model, images.astype("float32"), fit=True)

@@ -357,6 +357,63 @@ def test_shards_are_as_many_as_cores_unless_said():
     assert setup.sharded.shards == len(setup.sharded.contexts) == usable_cores() >= 1
 
 
+# -- the head alone ---------------------------------------------------------------------------------------------------
+
+PLAIN = {"dropout": 0.0, "attention_dropout": 0.0}
+
+
+def head_setup(model=None, **options):
+    setup = Setup(model=model or hard_model(**PLAIN))
+    setup.optimizer = vitnp.SGD(setup.model, 0.1)
+    setup.sharded = ShardedStep(setup.model, setup.optimizer, rng=5, head_only=True, **options)
+    return setup
+
+
+@every_cut
+def test_the_head_s_gradient_is_that_of_the_whole_network_and_no_other_parameter_has_one(cut):
+    setup = head_setup(label_smoothing=0.1, **cut)
+    loss, found = setup.gradients()
+    expected_loss, expected = whole_batch(setup, 0.1)
+    assert loss == pytest.approx(expected_loss, rel=1e-14)
+    head = ("head.weight", "head.bias")
+    assert worst_error({name: found[name] for name in head}, {name: expected[name] for name in head}) < 1e-12
+    assert not any(gradient.any() for name, gradient in found.items() if name not in head)
+
+
+@pytest.mark.parametrize("rule", [vitnp.SGD, Adam])
+def test_what_is_frozen_keeps_its_bits_and_the_head_learns(rule):
+    setup = head_setup(clip_norm=1.0)
+    setup.optimizer = setup.sharded.optimizer = rule(setup.model, 0.1)
+    before = {name: p.copy() for name, p in setup.model.parameters().items()}
+    losses = setup.steps(5)
+    assert losses[-1] < losses[0]
+    changed = {name for name, p in setup.model.parameters().items() if not same_bits(p, before[name])}
+    assert changed == {"head.weight", "head.bias"}
+
+
+def test_nothing_goes_back_through_what_is_frozen_nor_is_any_of_it_kept(monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("a backward of what is frozen")
+
+    for kind in ("Block", "LayerNorm", "PatchEmbed", "Embeddings"):
+        monkeypatch.setattr(getattr(vitnp.layers, kind), "backward", refuse)
+    setup = head_setup(shards=2)
+    setup.steps(2)
+    saved = {layer for ctx in setup.sharded.contexts for layer in ctx._saved}
+    assert saved == {setup.model.classifier.head}
+
+
+def test_no_dropout_acts_in_what_is_frozen():
+    setup = head_setup(model=hard_model())
+    assert setup.gradients()[0] == head_setup().gradients()[0]
+
+
+def test_decay_and_a_layer_before_the_head_are_refused_where_the_head_learns_alone():
+    for model, decay in ((hard_model(), 0.1), (hard_model(representation_size=7), 0.0)):
+        with pytest.raises(ValueError, match=f"head_only with weight_decay {decay} and representation_size"):
+            ShardedStep(model, vitnp.SGD(model, 0.1, weight_decay=decay), head_only=True)
+
+
 # -- micro-batches that choose themselves -----------------------------------------------------------------------------
 
 

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitnp.data import Augmentation, Batches, DataError, Dataset, channel_statistics, normalize, prepared_ahead
+from vitnp.data import (
+    Augmentation,
+    Batches,
+    DataError,
+    Dataset,
+    channel_statistics,
+    fit_images,
+    normalize,
+    prepared_ahead,
+)
 from vitnp.data.augment import mixup
 from vitnp.data.batches import CHANGE
 from vitnp.data.dataset import random_stream
@@ -308,3 +317,15 @@ def test_leaving_the_loop_early_ends_the_thread():
             break
     gc.collect()
     assert threading.active_count() == before
+
+
+def test_batches_are_fitted_after_their_images_were_changed():
+    images = np.random.default_rng(0).integers(0, 256, (9, 6, 5, 1), np.uint8)
+    dataset = Dataset(images, np.arange(9) % 2, ("a", "b"), "nine")
+    options = {"seed": 3, "augmentation": Augmentation(shift=2, flip=True)}
+    plain = Batches(dataset, 4, mean=[0.0], std=[1 / 255], **options)
+    fitted = Batches(dataset, 4, mean=[0.4] * 3, std=[0.2] * 3, fit=((12, 10), 3), **options)
+    for (before, labels), (found, same_labels) in zip(plain.epoch(1), fitted.epoch(1), strict=True):
+        truth = normalize(fit_images(np.rint(before).astype(np.uint8), (12, 10), 3), [0.4] * 3, [0.2] * 3)
+        np.testing.assert_array_equal(found, truth)
+        np.testing.assert_array_equal(labels, same_labels)

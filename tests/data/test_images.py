@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitnp.data import DataError, read_image
+from vitnp.data import DataError, fit_images, read_image
 from vitnp.data.images import MAX_PIXELS
 
 RNG = np.random.default_rng(0)
@@ -394,3 +394,35 @@ def test_damaged_notes_beside_good_pixels_neither_fail_nor_warn(tmp_path):
 def test_a_size_that_cannot_be_is_refused(tmp_path, options, message):
     with pytest.raises(DataError, match=message):
         read_image(save(tmp_path / "a.png", GRADIENT), **options)
+
+
+# -- images in memory -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "channels"), [((6, 8), 3), ((6, 8), 1), (20, 3), ((5, 2), 1), ((7, 9), 3)])
+@pytest.mark.parametrize("given", [1, 3])
+def test_images_in_memory_are_fitted_as_files_are_read(tmp_path, size, channels, given):
+    images = np.random.default_rng(0).integers(0, 256, (3, 7, 9, given), np.uint8)
+    found = fit_images(images, size, channels)
+    for pixels, image in zip(found, images, strict=True):
+        Image.fromarray(image if given == 3 else image[..., 0]).save(tmp_path / "image.png")
+        np.testing.assert_array_equal(pixels, read_image(tmp_path / "image.png", size, channels))
+
+
+def test_images_that_fit_already_are_the_same_array():
+    images = np.zeros((2, 7, 9, 3), np.uint8)
+    assert fit_images(images, (7, 9), 3) is images
+
+
+@pytest.mark.parametrize(
+    ("images", "channels"),
+    [
+        (np.zeros((2, 7, 9, 2), np.uint8), 3),
+        (np.zeros((2, 7, 9, 3), np.uint8), 4),
+        (np.zeros((7, 9, 3), np.uint8), 3),
+        (np.zeros((2, 7, 9, 3)), 3),
+    ],
+)
+def test_arrays_that_are_no_grey_or_rgb_images_are_refused(images, channels):
+    with pytest.raises(DataError, match=r"expected uint8 \(n, H, W, C\), and 1 or 3 channels before and after"):
+        fit_images(images, 5, channels)

@@ -7,7 +7,15 @@ _LIMITED = "np.clip(x_, -SATURATED, SATURATED)"
 _WITHIN = f"vitnp/kernels/cpu.py: gelu_tanh: within = x_ if x_ @ x_ < LARGE else {_LIMITED}  ->  within = "
 _STEP = "vitnp/optim.py: step: block = 1 << 15 if array_module(flat) is np else layout.size  ->  "
 
+_AVERAGE = "vitnp/moving_average.py: update: block = 1 << 15 if array_module(p) is np else p.size  ->  "
+
 EQUIVALENT: dict[str, str] = {
+    _AVERAGE + "block = (1 << 15)": _BLOCK,
+    _AVERAGE + "block = p.size": _BLOCK,
+    _AVERAGE + "block = 1 << 15 if (array_module(p) is not np) else p.size": _BLOCK,
+    _AVERAGE + "block = 2 << 15 if array_module(p) is np else p.size": _BLOCK,
+    _AVERAGE + "block = 1 << 16 if array_module(p) is np else p.size": _BLOCK,
+    _AVERAGE + "block = 1 << 14 if array_module(p) is np else p.size": _BLOCK,
     _CHOSEN + "chosen = xp.where(targets == 0, 1, shifted)": _NOT_CHOSEN,
     _CHOSEN + "chosen = xp.where(targets == 0, -1, shifted)": _NOT_CHOSEN,
     _STEP + "block = (1 << 15)": _BLOCK,

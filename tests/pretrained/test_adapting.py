@@ -1,0 +1,60 @@
+"""A model is made ready for another task: what it learned stays, but for the classifier."""
+
+import numpy as np
+import pytest
+from helpers import error, hard_model, images_for, same_bits
+
+import vitnp
+from vitnp.pretrained.positions import RULES, resize_grid
+
+
+@pytest.mark.parametrize("pool", ["token", "mean"])
+def test_all_but_the_classifier_is_as_it_was_and_the_head_is_zero(pool):
+    model = hard_model("float32", pool=pool, representation_size=7)
+    before = model.flat.copy()
+    adapted = vitnp.adapt(model, 9)
+    found, learned = adapted.parameters(), model.parameters()
+    assert learned.keys() - found.keys() == {"pre_logits.weight", "pre_logits.bias"}
+    for name in found.keys() - {"head.weight", "head.bias"}:
+        assert same_bits(found[name], learned[name]), name
+    assert found["head.weight"].shape == (6, 9)
+    assert not found["head.weight"].any()
+    assert not found["head.bias"].any()
+    config = adapted.config
+    assert (config.num_classes, config.representation_size, config.dropout, config.attention_dropout) == (9, None, 0, 0)
+    assert same_bits(adapted.features(images_for(model)), model.features(images_for(model)))
+    adapted.flat += 1
+    assert same_bits(model.flat, before)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("pool", ["token", "mean"])
+def test_positions_go_to_the_larger_grid_by_the_rule_and_the_token_s_stays(pool, rule):
+    model = hard_model(pool=pool)  # a grid of 2 x 4
+    adapted = vitnp.adapt(model, 3, image_size=(9, 12), resize=rule)
+    assert adapted.config.grid == (3, 6)
+    first = int(pool == "token")
+    learned, found = model.parameters()["pos_embed"], adapted.parameters()["pos_embed"]
+    assert (
+        error(found[0, first:].reshape(3, 6, 6), resize_grid(learned[0, first:].reshape(2, 4, 6), (3, 6), rule)) < 1e-15
+    )
+    assert same_bits(found[:, :first], learned[:, :first])
+
+
+def test_the_rule_is_the_original_s_unless_said():
+    model = hard_model()
+    found, truth = vitnp.adapt(model, 3, image_size=12), vitnp.adapt(model, 3, image_size=12, resize="align-corners")
+    assert same_bits(found.flat, truth.flat)
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="resize is 'zoom'"):
+        vitnp.adapt(hard_model(), 3, image_size=12, resize="zoom")
+    with pytest.raises(vitnp.ConfigError, match="image height 10 is not divisible by patch height 3"):
+        vitnp.adapt(hard_model(), 3, image_size=10)
+
+
+def test_a_model_on_a_device_stays_there(double):
+    adapted = vitnp.adapt(hard_model().to_device(double.device), 3, image_size=12)
+    assert adapted.device == "cuda"
+    assert np.array_equal(vitnp.to_cpu(adapted.flat), vitnp.adapt(hard_model(), 3, image_size=12).flat)

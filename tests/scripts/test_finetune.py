@@ -1,0 +1,119 @@
+"""finetune.py, from a model that has learned already to one that has learned another thing."""
+
+import importlib.util
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import vitnp
+
+SCRIPT = Path(__file__).parent.parent.parent / "scripts" / "finetune.py"
+OPTIONS = ["--epochs", 2, "--batch-size", 16, "--held-out", 6, "--lr", 0.1, "--shards", 1, "--warmup-epochs", 0.5]
+CHECKPOINT = Path("runs", "finetune", "checkpoint.safetensors")
+
+
+def last_line(output):
+    return output.splitlines()[-1].split("(")[0]
+
+
+@pytest.fixture(scope="module")
+def pretrained(digits_run):
+    return digits_run[1]
+
+
+@pytest.fixture(scope="module")
+def finetuned(run, pretrained, photographs, tmp_path_factory):
+    """What a run at a higher resolution with an average printed, and the folder where it ran."""
+    cwd = tmp_path_factory.mktemp("finetuned")
+    more = ["--image-size", 35, "--ema", 0.8, "--save-every", 0]
+    return run("finetune.py", "--pretrained", pretrained, "--data", photographs, *OPTIONS, *more, cwd=cwd).stdout, cwd
+
+
+def test_the_network_is_the_learned_one_with_more_patches_and_the_new_classes(finetuned, pretrained):
+    output, cwd = finetuned
+    assert re.match(r"test accuracy \d+\.\d\d % +$", last_line(output))
+    found, start = vitnp.load_classifier(cwd / CHECKPOINT), vitnp.load_classifier(pretrained)
+    assert found.class_names == ("nought", "one", "two")
+    assert (found.mean, found.std) == (start.mean, start.std)
+    assert (found.model.config.grid, found.model.config.channels, found.model.config.dim) == ((5, 5), 1, 16)
+    assert type(vitnp.load_checkpoint(cwd / CHECKPOINT).optimizer) is vitnp.SGD
+
+
+def test_a_run_that_goes_on_from_its_last_but_one_step_ends_with_the_same_bits(run, finetuned, photographs, tmp_path):
+    before = finetuned[1] / CHECKPOINT
+    shutil.copy(before.with_name("checkpoint.previous.safetensors"), tmp_path / "checkpoint.safetensors")
+    again = run("finetune.py", "--resume", "checkpoint.safetensors", "--data", photographs, cwd=tmp_path)
+    assert last_line(again.stdout) == last_line(finetuned[0])
+    a, b = load_file(before), load_file(tmp_path / "checkpoint.safetensors")
+    assert a.keys() == b.keys()
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_evaluate_finds_the_test_images_and_comes_to_the_same_accuracy(run, finetuned, photographs):
+    output = run("evaluate.py", finetuned[1] / CHECKPOINT, "--data", photographs, cwd=finetuned[1]).stdout
+    assert last_line(output) == last_line(finetuned[0])
+
+
+def test_a_frozen_published_model_keeps_its_bits_but_for_the_head(run, pretrained, photographs, tmp_path):
+    start = vitnp.load_checkpoint(pretrained).model
+    vitnp.save_pretrained(start, tmp_path / "vit.safetensors", layout="timm")
+    options = ["--data", photographs, *OPTIONS, "--freeze", "--mean", "0.2", "--num-heads", 4]
+    run("finetune.py", "--pretrained", "vit.safetensors", *options, cwd=tmp_path)
+    found = vitnp.load_classifier(tmp_path / CHECKPOINT)
+    assert (found.mean, found.std) == ((0.2,), (0.5,))
+    learned = start.parameters()
+    changed = {name for name, p in found.model.parameters().items() if not np.array_equal(p, learned[name])}
+    assert changed == {"head.weight", "head.bias"}
+
+
+# -- in this process --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("finetune", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def made(script, *options):
+    args = script.make_parser().parse_args([str(option) for option in options])
+    return args, script.make_model(args)
+
+
+def test_from_scratch_it_is_the_same_network_and_scale_with_random_weights(script, pretrained):
+    options = ["--pretrained", pretrained, "--dataset", "mnist", "--image-size", 56]
+    (args, learned), (others, scratch) = made(script, *options), made(script, *options, "--scratch", "--seed", 3)
+    assert scratch.config == learned.config
+    assert (args.mean, args.std, args.held_out) == (others.mean, others.std, 1000)
+    random = vitnp.VisionTransformer(learned.config, rng=3)
+    assert np.array_equal(scratch.flat, random.flat)
+    assert not np.array_equal(learned.flat, random.flat)
+
+
+def test_the_recipe_is_the_paper_s(script):
+    args = script.make_parser().parse_args([])
+    assert (args.optimizer, args.weight_decay, args.clip_norm, args.decay) == ("sgd", 0.0, 1.0, "cosine")
+    assert (args.batch_size, args.lr, args.resize) == (512, 0.03, "align-corners")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--pretrained is missing: name a published model, or a checkpoint"),
+        (["--pretrained", "x", "--freeze", "--scratch"], "--freeze with --scratch"),
+        (["--pretrained", "x", "--freeze", "--weight-decay", "0.1"], "--weight-decay is 0.1, but would move what"),
+        (["--pretrained", "x"], "--data is missing: name the folder of images, or a data set with --dataset"),
+        (["--pretrained", "x", "--dataset", "mnist"], "x: there is no such file"),
+        (["--pretrained", "HERE", "--dataset", "mnist", "--image-size", "30"], "image height 30 is not divisible"),
+    ],
+)
+def test_a_mistake_is_told_before_any_image_is_loaded(script, pretrained, options, message):
+    options = [pretrained if option == "HERE" else option for option in options]
+    with pytest.raises((ValueError, OSError), match=message):
+        made(script, *options)
