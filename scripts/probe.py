@@ -50,6 +50,7 @@ def name_of_set(progress):
         "train_digits.py": "digits",
         "train_mnist.py": "fashion-mnist" if settings.get("fashion") else "mnist",
         "train_cifar.py": f"cifar{settings.get('classes')}",
+        "pretrain_masked.py": settings.get("set") if settings.get("set") in SETS else None,
     }.get(progress.get("script"))
 
 

@@ -22,6 +22,7 @@ from vitnp.layers import (
     LayerNorm,
     LayerScale,
     Linear,
+    PatchCorruption,
     PatchEmbed,
     Positions,
     RelativePositions,
@@ -85,6 +86,7 @@ LAYERS = {
         lambda **o: Block(6, 2, 7, dropout=0.2, qk_norm=True, layer_scale=0.1, stochastic_depth=0.3, **o),
         (5, 9, 6),
     ),
+    "patch_corruption": (lambda **o: PatchCorruption(8, 6, **o), (5, 8, 6)),
     "vit_token": (lambda **o: vitnp.VisionTransformer(vitnp.ViTConfig(**HARD), **o), (5, 6, 8, 3)),
     "vit_mean": (
         lambda **o: vitnp.VisionTransformer(
@@ -98,7 +100,13 @@ LAYERS = {
         ),
         (5, 6, 8, 3),
     ),
+    "vit_masked": (
+        lambda **o: vitnp.MaskedPatchPrediction(vitnp.ViTConfig(**{**HARD, "channels": 1}), **o),
+        (5, 6, 8, 1),
+    ),
 }
+
+DRAW_ALWAYS = ("patch_corruption", "vit_masked")  # in every mode: they want a seed in evaluation too
 
 
 def make_layer(name, dtype="float64", seed=0):

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 from helpers import (
+    DRAW_ALWAYS,
     HARD,
     LAYERS,
     arrays_of,
@@ -146,7 +147,7 @@ def test_the_same_pass_again_has_the_same_bits(name):
     assert same_bits(layer.forward(x, ctx).copy(), first)
 
 
-@every_layer
+@pytest.mark.parametrize("name", [name for name in LAYERS if name not in DRAW_ALWAYS])
 def test_evaluation_needs_no_seed_and_repeats_its_bits(name):
     layer, x = make_layer(name)
     first = layer.forward(x, Context()).copy()
@@ -156,14 +157,14 @@ def test_evaluation_needs_no_seed_and_repeats_its_bits(name):
 @every_layer
 def test_recording_does_not_change_the_output(name):
     layer, x = make_layer(name)
-    first = layer.forward(x, Context(record=True)).copy()
-    assert same_bits(layer.forward(x, Context(record=False)).copy(), first)
+    first = layer.forward(x, Context(rng=3, record=True)).copy()
+    assert same_bits(layer.forward(x, Context(rng=3, record=False)).copy(), first)
 
 
 @every_layer
 def test_an_evaluation_saves_nothing(name):
     layer, x = make_layer(name)
-    ctx = Context()
+    ctx = Context(rng=3)
     layer.forward(x, ctx)
     assert not ctx._saved
 
@@ -192,7 +193,7 @@ def test_backward_without_a_record_is_a_clear_error(name, ctx):
     ctx = context(**ctx)
     if not ctx.record:
         layer.forward(x, ctx)
-    dy = np.zeros_like(layer.forward(x, Context()))
+    dy = np.zeros_like(layer.forward(x, Context(rng=3)))
     with pytest.raises(ContextError, match=r"nothing is saved for .*run forward with Context\(train=True\)"):
         layer.backward(dy, ctx)
 
@@ -200,7 +201,7 @@ def test_backward_without_a_record_is_a_clear_error(name, ctx):
 @every_layer
 def test_backward_of_a_pass_in_evaluation_mode_is_possible_where_recorded(name):
     layer, x = make_layer(name)
-    ctx = Context(record=True)
+    ctx = Context(rng=3, record=True)
     _, dy = forward_and_cotangent(layer, x, ctx)
     assert layer.backward(dy, ctx).shape == x.shape
 
@@ -217,7 +218,7 @@ def test_float32_stays_float32_everywhere(name):
     layer.backward(dy, ctx)  # the second time gradients are added to
     everything = [y, dx, *arrays_of(ctx), *arrays_of(layer), *layer.gradients(ctx).values()]
     assert len(everything) > 2
-    assert {array.dtype.name for array in everything} == {"float32"}
+    assert {array.dtype.name for array in everything if array.dtype.kind != "i"} == {"float32"}
 
 
 @every_layer
@@ -362,11 +363,11 @@ def test_astype_copies_the_parameters_to_another_dtype(name, dtype):
 @every_layer
 def test_a_copy_shares_no_memory_with_its_original(name):
     layer, x = make_layer(name)
-    before = layer.forward(x, Context()).copy()
+    before = layer.forward(x, Context(rng=3)).copy()
     for twin in (layer.astype("float64"), layer.to_device("cpu")):
         for parameter in twin.parameters().values():
             parameter.fill(0)
-    assert same_bits(layer.forward(x, Context()).copy(), before)
+    assert same_bits(layer.forward(x, Context(rng=3)).copy(), before)
 
 
 @every_layer

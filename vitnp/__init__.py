@@ -9,6 +9,7 @@ from vitnp.inference import Classifier, Evaluation, evaluate, features, load_cla
 from vitnp.inspection.summary import summary
 from vitnp.layer import Layer
 from vitnp.losses import softmax_cross_entropy
+from vitnp.masked import MaskedPatchPrediction, patch_colours
 from vitnp.moving_average import MovingAverage
 from vitnp.optim import SGD, Adam, clip_global_norm
 from vitnp.parallel import ShardedStep
@@ -32,6 +33,7 @@ __all__ = [
     "GradcheckError",
     "Layer",
     "LinearProbe",
+    "MaskedPatchPrediction",
     "MovingAverage",
     "ShardedStep",
     "ViTConfig",
@@ -49,6 +51,7 @@ __all__ = [
     "load_checkpoint",
     "load_classifier",
     "load_pretrained",
+    "patch_colours",
     "predict",
     "save_checkpoint",
     "save_pretrained",

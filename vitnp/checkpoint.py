@@ -31,11 +31,13 @@ import numpy as np
 from vitnp.backend import Array, to_cpu, to_device
 from vitnp.durable import write_atomically
 from vitnp.environment import environment
+from vitnp.masked import MaskedPatchPrediction
 from vitnp.moving_average import MovingAverage
 from vitnp.optim import SGD, Adam, Optimizer
 from vitnp.vit import VisionTransformer, ViTConfig
 
 FORMAT = 2
+MASKED = "masked patch prediction"  # what a description says where the model is one
 LONGEST = 4 << 20  # bytes of a header: a thousand tensors have 0.2 million, the names of 21,841 classes 0.6 million
 DTYPES = {"F32": "float32", "F64": "float64", "C64": "complex64"}  # of the format's, those that a model may have
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "sgd": SGD}  # by their names in the file
@@ -100,6 +102,8 @@ def save_checkpoint(
         "progress": progress or {},
         "sha256": {name: _digest(tensor) for name, tensor in tensors.items()},
     }
+    if isinstance(model, MaskedPatchPrediction):
+        meta["model"] = MASKED
     if optimizer is not None:
         meta[_name(optimizer)] = {name: getattr(optimizer, name) for name in optimizer.settings}
     if average is not None:
@@ -175,7 +179,10 @@ def _build_model(meta: dict[str, Any], tensors: int) -> VisionTransformer:
     config = ViTConfig(**meta["config"])
     if config.depth > tensors:  # before a damaged number makes a million layers
         raise ValueError(f"depth {config.depth} does not go with {tensors} tensors")
-    return VisionTransformer(config, rng=None, dtype=meta["dtype"])
+    kinds = {None: VisionTransformer, MASKED: MaskedPatchPrediction}
+    if (kind := meta.get("model")) not in kinds:
+        raise ValueError(f"the model is a {kind}; expected none named, or {MASKED}")
+    return kinds[kind](config, rng=None, dtype=meta["dtype"])
 
 
 def _name(optimizer: Optimizer) -> str:

@@ -28,6 +28,7 @@ from vitnp.cores import usable_cores
 from vitnp.data.batches import normalize
 from vitnp.data.images import fit_images
 from vitnp.losses import softmax_cross_entropy
+from vitnp.masked import MaskedPatchPrediction
 from vitnp.parallel import blas_controller, one_at_a_time
 from vitnp.vit import VisionTransformer
 
@@ -91,6 +92,10 @@ def load_classifier(path: str | os.PathLike[str], device: str = "cpu") -> Classi
     Raises what `load_checkpoint` does, and CheckpointError where the model came without its classes, mean and std.
     """
     checkpoint = load_checkpoint(path, device)
+    if isinstance(checkpoint.model, MaskedPatchPrediction):
+        raise CheckpointError(
+            f"{path}: predicts patches; expected a model that classifies: backbone.safetensors beside it"
+        )
     config, progress = checkpoint.model.config, checkpoint.progress
     expected = {"classes": config.num_classes, "mean": config.channels, "std": config.channels}
     for name, count in expected.items():

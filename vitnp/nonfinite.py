@@ -95,7 +95,8 @@ def first_not_finite(
                 rows, ctx.first_row = slice(first, first + size), first
                 _look("the images", images[rows], first)
                 logits = copy.forward(images[rows], ctx)
-                loss, dlogits = softmax_cross_entropy(logits, labels[rows], label_smoothing, len(images))
+                targets, count = copy.targets(labels[rows], ctx), len(images) * copy.answers
+                loss, dlogits = softmax_cross_entropy(logits, targets, label_smoothing, count)
                 _look("the loss", loss)
                 copy.backward(dlogits, ctx)
     except _Found as found:

@@ -52,7 +52,8 @@ class ShardedStep:
 
     Attributes:
         contexts: of the shards; the first holds the whole gradient after a step.
-        correct: how many samples of the last batch were classified right, a scalar on the model's device.
+        correct: how many rows of logits of the last batch, one a sample unless the model has more, were right, a scalar
+            on the model's device.
         norm: of the last step's whole gradient before clipping, a scalar on the model's device.
     """
 
@@ -129,9 +130,10 @@ class ShardedStep:
     def _train(self, ctx: Context, images: Array, labels: Any, batch_size: int) -> tuple[Any, Any]:
         logits = self.model.forward(images, ctx)
         check_variances(self._norms, ctx)
-        loss, dlogits = softmax_cross_entropy(logits, labels, self.label_smoothing, batch_size)
+        targets, rows = self.model.targets(labels, ctx), batch_size * self.model.answers
+        loss, dlogits = softmax_cross_entropy(logits, targets, self.label_smoothing, rows)
         self.model.backward(dlogits, ctx)
-        return loss, _count_correct(logits, labels)
+        return loss, _count_correct(logits, targets)
 
     def _train_head(self, ctx: Context, images: Array, labels: Any, batch_size: int) -> tuple[Any, Any]:
         head, before = self.model.classifier.head, self._before.setdefault(ctx, StreamingContext())

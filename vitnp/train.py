@@ -57,8 +57,9 @@ from vitnp.vit import POSITIONS, VisionTransformer, ViTConfig
 
 PICTURED = 16  # test images in the picture of attention
 BEST = "best.safetensors"
+BACKBONE = "backbone.safetensors"  # what pre-training leaves for training and probes
 METRICS, FAILED = "metrics.jsonl", "failed_step.json"
-RESULTS = (CHECKPOINT, PREVIOUS, BEST, METRICS, FAILED, "attention.png", "curves.png")
+RESULTS = (CHECKPOINT, PREVIOUS, BEST, BACKBONE, METRICS, FAILED, "attention.png", "curves.png")
 NOTHING_SEEN = {"loss": 0.0, "correct": 0, "images": 0}
 Loader = Callable[[argparse.Namespace], tuple[Dataset, Dataset]]
 ImageFields = Callable[[argparse.Namespace], dict[str, Any]]
@@ -203,35 +204,42 @@ def main(
     load_data: Loader,
     image_fields: ImageFields | None = None,
     make_model: ModelMaker | None = None,
+    trainer: type[Trainer] | None = None,
 ) -> int:
     """Parse the command line, train, and return the process's exit status.
 
     `image_fields` returns the fields of ViTConfig that follow from the data, image_size, channels and num_classes; or
     `make_model` returns the model that training begins with. Either is called before the data are loaded, so that a
-    mistake in the options costs no waiting.
+    mistake in the options costs no waiting. `trainer` is the kind of training, by labels unless said.
     """
-    args = parser.parse_args()
+    args, kind = parser.parse_args(), trainer or Trainer
     start = make_model or (lambda args: _random_model(args, cast(ImageFields, image_fields)))
-    return report_errors(lambda: _train(parser, args, load_data, start), debug=args.debug)
+    return report_errors(lambda: _train(parser, args, load_data, start, kind), debug=args.debug)
 
 
-def _train(parser: TrainingParser, args: argparse.Namespace, load_data: Loader, make_model: ModelMaker) -> int:
+def _train(
+    parser: TrainingParser,
+    args: argparse.Namespace,
+    load_data: Loader,
+    make_model: ModelMaker,
+    kind: type[Trainer],
+) -> int:
     with Stop() as stop:
         try:
             if args.resume is not None:
-                return _resume(parser, args, load_data, stop)
-            return _begin(args, load_data, make_model, stop)
+                return _resume(parser, args, load_data, kind, stop)
+            return _begin(args, load_data, make_model, kind, stop)
         except Stopped:  # before there was anything to save
             warn("interrupted")
             return 128 + stop.signal
 
 
-def _begin(args: argparse.Namespace, load_data: Loader, make_model: ModelMaker, stop: Stop) -> int:
+def _begin(args: argparse.Namespace, load_data: Loader, make_model: ModelMaker, kind: type[Trainer], stop: Stop) -> int:
     started = time.perf_counter()
     _check_options(args)  # before any data is loaded
     model = make_model(args).to_device(args.device)
     average = None if args.ema is None else MovingAverage(model, args.ema)
-    trainer = Trainer(model, _make_optimizer(model, args), *load_data(args), args, average)
+    trainer = kind(model, _make_optimizer(model, args), *load_data(args), args, average)
     with stop.later():
         folder = _claim_folder(args.out)
         with _lock(folder):
@@ -239,7 +247,9 @@ def _begin(args: argparse.Namespace, load_data: Loader, make_model: ModelMaker, 
             return trainer.run(started, stop)
 
 
-def _resume(parser: TrainingParser, args: argparse.Namespace, load_data: Loader, stop: Stop) -> int:
+def _resume(
+    parser: TrainingParser, args: argparse.Namespace, load_data: Loader, kind: type[Trainer], stop: Stop
+) -> int:
     started = time.perf_counter()
     if args.resume.is_dir():
         raise ValueError(f"--resume is {args.resume}, a folder; expected a checkpoint, as {args.resume / CHECKPOINT}")
@@ -248,7 +258,7 @@ def _resume(parser: TrainingParser, args: argparse.Namespace, load_data: Loader,
         take_settings(args, parser.given, checkpoint)
         _check_ranges(args)
         learned = checkpoint.model, cast(Optimizer, checkpoint.optimizer)
-        trainer = Trainer(*learned, *load_data(args), args, checkpoint.average)
+        trainer = kind(*learned, *load_data(args), args, checkpoint.average)
         with stop.later():
             trainer.restore(args.resume, checkpoint)
             return trainer.run(started, stop)
@@ -269,14 +279,15 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _make_config(args: argparse.Namespace, images: dict[str, Any]) -> ViTConfig:
+def make_config(args: argparse.Namespace, images: dict[str, Any]) -> ViTConfig:
+    """Return the configuration that the options and the `images`' fields make; ConfigError says what cannot be."""
     names = ["patch_size", "dim", "depth", "mlp_dim", "dropout", "attention_dropout", "pool", "gelu", "pos_init"]
     names += ["positions", "pos_at", "stochastic_depth", "layer_scale", "registers", "qk_norm"]
     return ViTConfig(num_heads=args.heads, **{name: getattr(args, name) for name in names}, **images)
 
 
 def _random_model(args: argparse.Namespace, image_fields: ImageFields) -> VisionTransformer:
-    config = _make_config(args, image_fields(args))
+    config = make_config(args, image_fields(args))
     whole_number("--shift", args.shift, 0, min(config.image_size) - 1)
     return VisionTransformer(config, rng=args.seed)
 
@@ -358,6 +369,7 @@ class Trainer:
 
     folder: Path
     metrics: Metrics
+    targets: Callable[[np.ndarray], np.ndarray] | None = None  # of a batch's images, instead of their labels
 
     def __init__(
         self,
@@ -377,9 +389,10 @@ class Trainer:
             mean, std = tuple(args.mean), tuple(args.std)
         self.shots = self._choose_shots(fit_set) if args.probe_every else None
         self.data = {"training": train_set.digest(), "test": test_set.digest()}
-        options = {"seed": args.seed, "mean": mean, "std": std}
+        options: dict[str, Any] = {"seed": args.seed, "mean": mean, "std": std}
         self.fit = model.config.image_size, model.config.channels
-        self.batches = Batches(fit_set, args.batch_size, augmentation=_augmentation(args), fit=self.fit, **options)
+        options |= {"augmentation": _augmentation(args), "fit": self.fit, "targets": self.targets}
+        self.batches = Batches(fit_set, args.batch_size, **options)
         self.total_steps = args.epochs * self.batches.steps_per_epoch
         self.step = ShardedStep(
             model,
@@ -489,7 +502,7 @@ class Trainer:
         self.seen["images"] += len(images)
         self.images += len(images)
         self.seconds += time.perf_counter() - start
-        accuracy = int(self.step.correct) / len(images)
+        accuracy = int(self.step.correct) / (len(images) * self.model.answers)
         self.metrics.add(step=number, loss=loss, accuracy=accuracy, lr=self.optimizer.lr)
 
     def _give_up(
@@ -521,7 +534,7 @@ class Trainer:
 
     def _end_epoch(self, epoch: int, stop: Stop) -> None:
         images, speed = self.seen["images"], self._speed()
-        train = self.seen["loss"] / images, self.seen["correct"] / images
+        train = self.seen["loss"] / images, self.seen["correct"] / (images * self.model.answers)
         with stop.at_once():
             validation = self.evaluate(self.validation)
             probed = self._probe() if self.shots and (epoch + 1) % self.args.probe_every == 0 else {}
@@ -588,7 +601,7 @@ class Trainer:
         images = self.seen["images"]
         return {
             "loss": f"{self.seen['loss'] / images:.3f}",
-            "accuracy": f"{100 * self.seen['correct'] / images:.1f} %",
+            "accuracy": f"{100 * self.seen['correct'] / (images * self.model.answers):.1f} %",
             "lr": f"{self.optimizer.lr:.1e}",
             "images/s": f"{self._speed():,.0f}",
         }

@@ -261,7 +261,10 @@ class VisionTransformer(Layer):
     def _tokens(self, x: Array, ctx: Context) -> Array:
         """images (B, H, W, C) -> the last block's tokens (B, N, D), in a new pass."""
         ctx.begin()
-        x = self.patch_embed.forward(self._check(x), ctx)
+        return self._encode(self.patch_embed.forward(self._check(x), ctx), ctx)
+
+    def _encode(self, x: Array, ctx: Context) -> Array:
+        """embedded patches (B, n, D) -> the last block's tokens (B, N, D)."""
         x = self.embeddings.forward(x, ctx)
         shared = self._shared_positions
         if self.positions is not None and shared is None:
@@ -278,7 +281,13 @@ class VisionTransformer(Layer):
 
         In a context that does without the gradient of the images, what it returns is None.
         """
-        dx, shared, dplaced = self.classifier.backward(dy, ctx), self._shared_positions, None
+        dx = self._encode_backward(self.classifier.backward(dy, ctx), ctx)
+        dimages = self.patch_embed.backward(dx, ctx)
+        return dimages.copy() if ctx.input_grad else None
+
+    def _encode_backward(self, dx: Array, ctx: Context) -> Array:
+        """dtokens (B, N, D) -> the gradient of the embedded patches (B, n, D)."""
+        shared, dplaced = self._shared_positions, None
         for block in reversed(self.blocks):
             dx = block.backward(dx, ctx)
             if shared is not None:
@@ -288,12 +297,19 @@ class VisionTransformer(Layer):
         dx = self.dropout.backward(dx, ctx)
         if self.positions is not None and shared is None:
             dx = self.positions.backward(dx, ctx)
-        dimages = self.patch_embed.backward(self.embeddings.backward(dx, ctx), ctx)
-        return dimages.copy() if ctx.input_grad else None
+        return self.embeddings.backward(dx, ctx)
 
     @property
     def _shared_positions(self) -> Positions | None:
         return self.positions if self.config.pos_at == "shared" else None
+
+    # -- its loss ---------------------------------------------------------------------------------------------------
+
+    answers = 1  # rows of logits that an image has
+
+    def targets(self, labels: Any, ctx: Context) -> Any:
+        """Return what the rows of logits are to be: here the labels; for what is trained otherwise, see its class."""
+        return labels
 
     def _check(self, images: Array) -> Array:
         """Return the images in the parameters' dtype and on their device, or say what is wrong with them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -30,7 +30,8 @@ class Batches:
     `shuffle` draws a new order each epoch; `augmentation` changes each image at random, and where it mixes images the
     labels are soft, floats (b, classes). Without both, these are the dataset's own images in its own order: what
     evaluation wants. With `fit`, a (height, width) and a number of channels, each batch's images are fitted to them
-    after they were changed, as `fit_images` does it.
+    after they were changed, as `fit_images` does it. `targets` is what to predict instead of the labels: a function of
+    a batch's images, uint8, as they are then. Images are not mixed with them, as nothing says how targets would be.
     """
 
     def __init__(
@@ -45,14 +46,19 @@ class Batches:
         dtype: DTypeLike = "float32",
         shuffle: bool = True,
         fit: tuple[tuple[int, int], int] | None = None,
+        targets: Callable[[NDArray[np.uint8]], NDArray] | None = None,
     ) -> None:
         self.dataset = dataset
         self.batch_size = whole_number("batch_size", batch_size, 1)
         self.seed = whole_number("seed", seed, 0)
         self.augmentation, self.fit = augmentation or Augmentation(), fit
         whole_number("shift", self.augmentation.shift, 0, min(dataset.images.shape[1:3]) - 1)
-        self.mean, self.std, self.dtype, self.shuffle = mean, std, dtype, shuffle
-        self._normalize(dataset.images[:1])  # a bad mean is an error now, not at the first batch
+        self.mean, self.std, self.dtype, self.shuffle, self.targets = mean, std, dtype, shuffle, targets
+        if targets is not None and (self.augmentation.mixup or self.augmentation.cutmix):
+            raise DataError("mixup and cutmix mix labels, and there are none to mix: leave both at 0")
+        normalize(
+            self._fitted(dataset.images[:1]), mean, std, dtype
+        )  # a bad mean is an error now, not at the first batch
 
     @property
     def steps_per_epoch(self) -> int:
@@ -80,14 +86,16 @@ class Batches:
     def _batch(self, order: NDArray[np.int64], epoch: int, step: int) -> tuple[NDArray, NDArray]:
         chosen = self._chosen(order, step)
         images, labels = self.dataset.images[chosen], self.dataset.labels[chosen]
-        images = self.augmentation.change(images, random_stream(self.seed, CHANGE, epoch, step))
-        images = self._normalize(images)
+        images = self._fitted(self.augmentation.change(images, random_stream(self.seed, CHANGE, epoch, step)))
+        targets = None if self.targets is None else self.targets(images)
+        images = normalize(images, self.mean, self.std, self.dtype)
+        if targets is not None:
+            return images, targets
         classes, rng = len(self.dataset.class_names), random_stream(self.seed, MIX, epoch, step)
         return self.augmentation.mix(images, labels, classes, rng)
 
-    def _normalize(self, images: NDArray[np.uint8]) -> NDArray:
-        fitted = images if self.fit is None else fit_images(images, *self.fit)
-        return normalize(fitted, self.mean, self.std, self.dtype)
+    def _fitted(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return images if self.fit is None else fit_images(images, *self.fit)
 
 
 def prepared_ahead(items: Iterable[T], ahead: int = 2) -> Iterator[T]:

@@ -16,6 +16,7 @@ from vitnp.layers.stochastic_depth import StochasticDepth
 from vitnp.layers.mlp import MLP
 from vitnp.layers.block import Block
 from vitnp.layers.head import ClassifierHead
+from vitnp.layers.corruption import PatchCorruption
 
 __all__ = [
     "GELU",
@@ -28,6 +29,7 @@ __all__ = [
     "LayerNorm",
     "LayerScale",
     "Linear",
+    "PatchCorruption",
     "PatchEmbed",
     "Positions",
     "RelativePositions",

@@ -1,0 +1,84 @@
+"""What pre-training by masked patch prediction has of its own; all else is `vitnp.train`'s.
+
+The targets of a batch are the colours of its patches, as augmentation has left them; labels are read by probes alone.
+With every checkpoint, and so after each epoch, backbone.safetensors is written: the encoder as an ordinary checkpoint
+of a VisionTransformer with a head of zeros, which fine-tuning, probe.py and `load_classifier` read.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitnp.checkpoint import save_checkpoint
+from vitnp.console import say
+from vitnp.context import Context
+from vitnp.data import Dataset, normalize
+from vitnp.losses import softmax_cross_entropy
+from vitnp.masked import MaskedPatchPrediction, patch_colours
+from vitnp.train import BACKBONE, Trainer, make_config
+
+AT_A_TIME = 128  # images of an evaluation
+
+
+def masked_model(args: argparse.Namespace, images: dict[str, Any]) -> MaskedPatchPrediction:
+    """Return the network that pre-training begins with, of the options' sizes and the fields of ViTConfig in `images`.
+
+    Raises ValueError for images that are mixed: there are no labels to be mixed with them.
+    """
+    for name in ("mixup", "cutmix"):
+        if getattr(args, name):
+            raise ValueError(f"--{name} is {getattr(args, name)}, which mixes labels, of which there are none")
+    return MaskedPatchPrediction(make_config(args, images), rng=args.seed)
+
+
+class MaskedTrainer(Trainer):
+    """A run of masked patch prediction: accuracies are shares of corrupted patches whose colour was right."""
+
+    model: MaskedPatchPrediction
+
+    def targets(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Return the colours of all patches of uint8 images (B, H, W, C), (B, n)."""
+        return patch_colours(images, self.model.config.patch_size)
+
+    def evaluate(self, dataset: Dataset) -> tuple[float, float]:
+        """Return the mean loss and the share of colours that were right, dropout off, the same patches every time."""
+        model, ctx, losses, correct = (
+            cast(MaskedPatchPrediction, self.judged),
+            Context(train=False, rng=self.args.seed),
+            0.0,
+            0,
+        )
+        for ctx.first_row in range(0, len(dataset), AT_A_TIME):
+            images = dataset.images[ctx.first_row : ctx.first_row + AT_A_TIME]
+            logits = model.forward(normalize(images, self.batches.mean, self.batches.std), ctx)
+            targets = model.targets(self.targets(images), ctx)
+            losses += float(softmax_cross_entropy(logits, targets, batch_size=1)[0])
+            correct += int((logits.argmax(-1) == targets).sum())
+        rows = len(dataset) * self.model.answers
+        return losses / rows, correct / rows
+
+    def save(self) -> None:
+        """Write backbone.safetensors, too."""
+        super().save()
+        backbone = cast(MaskedPatchPrediction, self.judged).backbone(len(self.batches.dataset.class_names))
+        try:
+            save_checkpoint(self.folder / BACKBONE, backbone, progress=self._progress())
+        except OSError as error:
+            raise OSError(
+                f"{self.folder / BACKBONE}: could not be written ({error.strerror or error}): make room"
+            ) from error
+
+    def _print_head(self) -> None:
+        config = self.model.config
+        say(
+            f"masked patch prediction: {config.num_classes} colours of {self.model.answers} patches, "
+            f"of {config.num_patches} in an image"
+        )
+        super()._print_head()
+
+    def _draw_attention(self) -> None:
+        """Draw nothing: there is no class to look at."""
