@@ -11,7 +11,7 @@ Accuracies are the share of hidden patches whose mean colour, 3 bits a channel, 
 from pathlib import Path
 
 from vitnp import data, train
-from vitnp.pretraining import MaskedTrainer
+from vitnp.pretraining import MaskedTrainer, masked_model
 
 LOADERS = {
     "mnist": data.load_mnist,
@@ -29,11 +29,11 @@ def load_data(args):
     return [LOADERS[args.set](part, **where) for part in ("train", "test")]
 
 
-def image_fields(args):
+def make_model(args):
     if args.set == "folder" and args.data is None:
         raise ValueError("--set folder has no images: name their folder by --data")
     # how many classes there are is nothing to the network, which predicts colours
-    return {"image_size": args.image_size, "channels": args.channels}
+    return masked_model(args, {"image_size": args.image_size, "channels": args.channels})
 
 
 def make_parser():
@@ -67,4 +67,4 @@ def make_parser():
 
 
 if __name__ == "__main__":
-    raise SystemExit(train.main(make_parser(), load_data, image_fields, MaskedTrainer))
+    raise SystemExit(train.main(make_parser(), load_data, make_model=make_model, trainer=MaskedTrainer))

@@ -181,7 +181,7 @@ def _build_model(meta: dict[str, Any], tensors: int) -> VisionTransformer:
         raise ValueError(f"depth {config.depth} does not go with {tensors} tensors")
     kinds = {None: VisionTransformer, MASKED: MaskedPatchPrediction}
     if (kind := meta.get("model")) not in kinds:
-        raise ValueError(f"the model is a {kind}; expected none named, or {MASKED}")
+        raise ValueError(f"the model is {kind!r}; expected none named, or {MASKED!r}")
     return kinds[kind](config, rng=None, dtype=meta["dtype"])
 
 

@@ -93,9 +93,7 @@ def load_classifier(path: str | os.PathLike[str], device: str = "cpu") -> Classi
     """
     checkpoint = load_checkpoint(path, device)
     if isinstance(checkpoint.model, MaskedPatchPrediction):
-        raise CheckpointError(
-            f"{path}: predicts patches; expected a model that classifies: backbone.safetensors beside it"
-        )
+        raise CheckpointError(f"{path}: predicts patches; expected a classifier, as backbone.safetensors beside it")
     config, progress = checkpoint.model.config, checkpoint.progress
     expected = {"classes": config.num_classes, "mean": config.channels, "std": config.channels}
     for name, count in expected.items():

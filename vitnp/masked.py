@@ -59,9 +59,7 @@ class MaskedPatchPrediction(VisionTransformer):
     ) -> None:
         config = dataclasses.replace(config, num_classes=LEVELS**config.channels, representation_size=None)
         if config.num_patches < 2:
-            raise ConfigError(
-                f"patch_size {config.patch_size} makes 1 patch of an image; expected 2 or more to hide half"
-            )
+            raise ConfigError(f"patch_size {config.patch_size} makes 1 patch of an image; expected 2 or more")
         super().__init__(config, rng=None, dtype=dtype)
         self.corruption = PatchCorruption(config.num_patches, config.dim, rng=None, dtype=dtype)
         self.answers = self.corruption.corrupted

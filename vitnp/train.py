@@ -279,15 +279,14 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def make_config(args: argparse.Namespace, images: dict[str, Any]) -> ViTConfig:
-    """Return the configuration that the options and the `images`' fields make; ConfigError says what cannot be."""
+def _make_config(args: argparse.Namespace, images: dict[str, Any]) -> ViTConfig:
     names = ["patch_size", "dim", "depth", "mlp_dim", "dropout", "attention_dropout", "pool", "gelu", "pos_init"]
     names += ["positions", "pos_at", "stochastic_depth", "layer_scale", "registers", "qk_norm"]
     return ViTConfig(num_heads=args.heads, **{name: getattr(args, name) for name in names}, **images)
 
 
 def _random_model(args: argparse.Namespace, image_fields: ImageFields) -> VisionTransformer:
-    config = make_config(args, image_fields(args))
+    config = _make_config(args, image_fields(args))
     whole_number("--shift", args.shift, 0, min(config.image_size) - 1)
     return VisionTransformer(config, rng=args.seed)
 
