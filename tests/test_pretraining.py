@@ -8,6 +8,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from helpers import same_bits
 
 import vitnp
 from vitnp import train
@@ -149,10 +150,30 @@ def test_a_backbone_that_the_disk_does_not_take_is_told_and_the_run_goes_on(tmp_
     def full(path, *arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vitnp.pretraining.save_checkpoint", full)
     trainer = make(tmp_path / "run", epochs=1)
+    monkeypatch.setattr("vitnp.pretraining.save_checkpoint", full)
+    with pytest.raises(OSError, match=r"backbone\.safetensors: could not be written \(No space left on device\)"):
+        trainer.run(0.0)
+    output, told = capsys.readouterr()
+    assert "test accuracy" in output
+    assert told.count("backbone.safetensors: could not be written (No space left on device): make room; training") == 1
+
+
+def test_a_backbone_that_found_room_later_is_the_last(tmp_path, monkeypatch, whole):
+    save, calls = vitnp.save_checkpoint, []
+
+    def full_at_first(path, *arguments, **options):
+        calls.append(path)
+        if len(calls) < 4:  # after every epoch
+            raise OSError(28, "No space left on device")
+        save(path, *arguments, **options)
+
+    trainer = make(tmp_path / "run")
+    (tmp_path / "run" / train.BACKBONE).unlink()
+    monkeypatch.setattr("vitnp.pretraining.save_checkpoint", full_at_first)
     assert trainer.run(0.0) == 0
-    assert "backbone.safetensors: not written (No space left on device)" in capsys.readouterr().err
+    found, truth = (vitnp.load_checkpoint(place / train.BACKBONE).model for place in (tmp_path / "run", whole))
+    assert same_bits(found.flat, truth.flat)
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])

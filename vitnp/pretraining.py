@@ -62,12 +62,13 @@ class MaskedTrainer(Trainer):
         return losses / rows, correct / rows
 
     def save(self) -> None:
-        """Write backbone.safetensors, too."""
+        """Write checkpoint.safetensors, and backbone.safetensors beside it; OSError where either cannot be written."""
         super().save()
         backbone = cast(MaskedPatchPrediction, self.judged).backbone(len(self.batches.dataset.class_names))
         try:
             save_checkpoint(self.folder / BACKBONE, backbone, progress=self._progress())
         except OSError as error:
+            self.unsaved = True
             raise OSError(
                 f"{self.folder / BACKBONE}: could not be written ({error.strerror or error}): make room"
             ) from error

@@ -69,7 +69,8 @@ def test_the_curve_of_a_network_that_diverges_ends_there():
     class Diverging(vitnp.Adam):
         def step(self, ctx, in_parts=None):
             super().step(ctx, in_parts)
-            self.model.flat[...] = np.nan
+            if self.steps == 2:
+                self.model.flat[...] = np.nan
 
     bench = runpy.run_path(str(SCRIPT))["Bench"](argparse.Namespace(images=300, seed=0, shards=1, steps=3))
     curve = bench.train(bench.model(), Diverging, "diverging", "update")
