@@ -16,17 +16,23 @@ from vitnp.layers import (
     MLP,
     Attention,
     Block,
+    BottleneckUnit,
     ClassifierHead,
     Dropout,
     Embeddings,
+    GroupNorm,
     LayerNorm,
     LayerScale,
     Linear,
+    MaxPool,
     PatchCorruption,
     PatchEmbed,
     Positions,
     RelativePositions,
+    ReLU,
+    ResNetStem,
     Softmax,
+    StdConv,
     StochasticDepth,
     Tanh,
 )
@@ -44,6 +50,7 @@ HARD = {
     "dropout": 0.2,
     "attention_dropout": 0.3,
 }
+HYBRID = {"image_size": (22, 15), "patch_size": (2, 4), "stem_blocks": (1,), "stem_width": 0.5}
 
 # what later papers added, all at once
 LATER = {"stochastic_depth": 0.3, "layer_scale": 0.1, "registers": 2, "qk_norm": True}
@@ -87,6 +94,12 @@ LAYERS = {
         (5, 9, 6),
     ),
     "patch_corruption": (lambda **o: PatchCorruption(8, 6, **o), (5, 8, 6)),
+    "relu": (lambda **o: ReLU(), (5, 4, 3, 6)),
+    "group_norm": (lambda **o: GroupNorm(6, 2, **o), (5, 4, 3, 6)),
+    "conv": (lambda **o: StdConv(3, 4, 3, 2, **o), (5, 6, 5, 3)),
+    "max_pool": (lambda **o: MaxPool(), (5, 6, 5, 3)),
+    "bottleneck": (lambda **o: BottleneckUnit(3, 4, 2, groups=2, **o), (5, 6, 5, 3)),
+    "stem": (lambda **o: ResNetStem(3, (2, 1), 4, groups=2, **o), (5, 14, 11, 3)),
     "vit_token": (lambda **o: vitnp.VisionTransformer(vitnp.ViTConfig(**HARD), **o), (5, 6, 8, 3)),
     "vit_mean": (
         lambda **o: vitnp.VisionTransformer(
@@ -104,6 +117,7 @@ LAYERS = {
         lambda **o: vitnp.MaskedPatchPrediction(vitnp.ViTConfig(**{**HARD, "channels": 1}), **o),
         (5, 6, 8, 1),
     ),
+    "vit_hybrid": (lambda **o: vitnp.VisionTransformer(vitnp.ViTConfig(**{**HARD, **HYBRID}), **o), (5, 22, 15, 3)),
 }
 
 DRAW_ALWAYS = ("patch_corruption", "vit_masked")  # in every mode: they want a seed in evaluation too

@@ -276,6 +276,17 @@ def test_layers_without_a_role_lend_memory_of_their_own():
     assert not np.shares_memory(ctx.lend(linear(), "y", (5,), like), ctx.lend(linear(), "y", (5,), like))
 
 
+def test_lent_memory_that_has_grown_is_lent_no_more_and_what_gets_its_place_is_not():
+    ctx, like, layer = Context(train=True), np.empty(0), with_role("block.fc1")
+    small = ctx.lend(layer, "y", (5,), like)
+    large = ctx.lend(layer, "y", (50,), like)
+    assert [ctx._is_lent(small), ctx._is_lent(large), ctx._is_lent(ctx.lend(layer, "y", (5,), like))] == [
+        False,
+        True,
+        True,
+    ]
+
+
 def test_what_is_saved_of_lent_memory_is_a_copy(backend):
     ctx, layer, like = Context(record=True), with_role("block.fc1"), backend.put(np.ones(1))
     lent, kept = ctx.lend(layer, "y", (5, 6), like), ctx.empty(layer, "x", (5, 6), like)

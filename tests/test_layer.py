@@ -218,7 +218,8 @@ def test_float32_stays_float32_everywhere(name):
     layer.backward(dy, ctx)  # the second time gradients are added to
     everything = [y, dx, *arrays_of(ctx), *arrays_of(layer), *layer.gradients(ctx).values()]
     assert len(everything) > 2
-    assert {array.dtype.name for array in everything if array.dtype.kind != "i"} == {"float32"}
+    # a max pool keeps places too, one byte each
+    assert {array.dtype.name for array in everything if array.dtype.kind not in "iu"} == {"float32"}
 
 
 @every_layer

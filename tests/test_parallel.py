@@ -1,10 +1,12 @@
 import copy
+import dataclasses
 import math
 import threading
 
 import numpy as np
 import pytest
 from helpers import (
+    HYBRID,
     arrays_of,
     error,
     hard_model,
@@ -464,3 +466,22 @@ def test_threads_that_cannot_be_started_are_told_and_the_others_finished(monkeyp
     with pytest.raises(MemoryError, match=r"3 shards want as many threads \(can't start new thread\): take fewer"):
         step.step(images_for(model), labels_for(model))
     assert all(job.done() for job in begun)
+
+
+@pytest.mark.parametrize("name", ["R+Ti/16", "R26+S/32", "R50+B/16"])
+def test_saved_bytes_of_a_hybrid_are_those_of_its_summary_to_a_few_per_cent(name):
+    config, plain = vitnp.ViTConfig.named(name), vitnp.ViTConfig.named(name, stem_blocks=None, patch_size=32)
+    in_stem = [row for row in vitnp.summary(config).layers if row.path.startswith("stem.") and row.kind != "StdConv"]
+    models = [
+        vitnp.VisionTransformer(c, rng=None)
+        for c in (config, dataclasses.replace(plain, patch_size=224 // config.grid[0]))
+    ]
+    found = parallel.saved_bytes(models[0]) - parallel.saved_bytes(models[1])
+    assert found == pytest.approx(sum(row.saved for row in in_stem), rel=0.05)
+
+
+def test_a_hybrid_in_shards_has_the_gradients_of_the_whole_batch():
+    setup = Setup(model=hard_model(**HYBRID, dropout=0.2), shards=3, micro_batch=2)
+    (loss, found), (true_loss, truth) = setup.gradients(), whole_batch(setup)
+    assert loss == pytest.approx(true_loss, rel=1e-13)
+    assert worst_error(found, truth) < 1e-12

@@ -215,6 +215,21 @@ def test_soft_labels_that_sum_to_one_only_up_to_float32_rounding():
     assert max(errors(pass_of_vitnp(model, images, labels), truth).values()) < 1e-12
 
 
+HYBRIDS = {
+    "two stages": {"image_size": (41, 30), "patch_size": (2, 1), "stem_blocks": (1, 2), "pool": "mean"},
+    "a root alone": {"image_size": (20, 33), "patch_size": (5, 3), "stem_blocks": ()},
+}
+
+
+@pytest.mark.parametrize("case", HYBRIDS)
+def test_logits_loss_and_every_gradient_of_a_hybrid_are_those_of_torch(case):
+    rng, config = np.random.default_rng(8), {**SMALL, **HYBRIDS[case], "stem_width": 0.5}
+    model, values = hard_model(config, rng)
+    images, labels = rng.standard_normal((3, *config["image_size"], 2)), [0, 4, 2]
+    truth = pass_of_torch(TorchViT(**config).load(values), images, labels)
+    assert max(errors(pass_of_vitnp(model, images, labels), truth).values()) < 1e-12
+
+
 # -- the optimizer and training --------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import pytest
 from helpers import (
     BATCH,
     HARD,
+    HYBRID,
     copies,
     error,
     handwritten_gradients,
@@ -454,6 +455,67 @@ def test_number_of_parameters_is_the_published_one(name):
     assert VisionTransformer(ViTConfig.named(name), rng=None).num_parameters == PUBLISHED[name]
 
 
+# of the hybrids, as timm and google-research/vision_transformer publish them: parameters, patches
+HYBRIDS = {
+    "R+Ti/16": (6_337_704, (7, 7)),
+    "R26+S/32": (36_431_912, (7, 7)),
+    "R26+B/32": (101_383_976, (7, 7)),
+    "R50+B/16": (98_659_112, (14, 14)),
+    "R50+L/32": (328_994_856, (7, 7)),
+}
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_parameters_and_patches_of_a_named_hybrid_are_the_published_ones(name):
+    config = ViTConfig.named(name)
+    assert (VisionTransformer(config, rng=None).num_parameters, config.grid) == HYBRIDS[name]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "image_size", "map_size"),
+    [
+        (None, 20, (20, 20)),
+        ((), (20, 21), (5, 6)),
+        ((2,), 17, (5, 5)),
+        ((3, 4, 9), (224, 230), (14, 15)),
+        ((1,) * 4, 33, (2, 2)),
+    ],
+)
+def test_patches_are_cut_from_a_map_that_is_smaller_by_the_stems_stride(blocks, image_size, map_size):
+    config = ViTConfig(image_size=image_size, patch_size=1, stem_blocks=blocks, stem_width=0.5, channels=2)
+    assert (config.map_size, config.grid) == (map_size, map_size)
+    model = VisionTransformer(config)
+    if model.stem is not None:
+        assert model.stem.forward(images_for(model, 1), Context()).shape[1:3] == map_size
+
+
+def test_width_of_a_stem_is_in_units_of_64_channels():
+    config = ViTConfig(image_size=32, patch_size=2, stem_blocks=(1, 1), stem_width=1.5)
+    assert VisionTransformer(config, rng=None).parameters()["stem.stages.1.0.conv3.weight"].shape == (1, 1, 192, 768)
+
+
+def test_every_layer_of_a_hybrid_is_right_by_itself():
+    model = hard_model(**HYBRID)
+    vitnp.check_layers(model, images_for(model, 3), labels_for(model, 3), tolerance=1e-12).raise_if_failed()
+
+
+@pytest.mark.parametrize("pool", ["token", "mean"])
+def test_gradcheck_passes_on_a_hybrid(pool):
+    model = hard_model(**{**HYBRID, "pool": pool, "stem_blocks": (1, 1), "patch_size": 1})
+    report = vitnp.gradcheck(model, images_for(model, 3), labels_for(model, 3), mode="directions", tolerance=1e-12)
+    report.raise_if_failed()
+
+
+def test_a_hybrid_without_input_gradient_has_all_others_bit_for_bit():
+    model, found = hard_model(**HYBRID), []
+    for wanted in (True, False):
+        ctx = Context(train=True, rng=1)
+        ctx.input_grad = wanted
+        assert (one_pass(model, ctx, images_for(model), labels_for(model))[2] is None) is not wanted
+        found.append(ctx.flat_grad(model.layout, model.flat))
+    assert same_bits(*found)
+
+
 def test_named_configuration_takes_changes():
     config = ViTConfig.named("Ti/16", image_size=(32, 48), num_classes=10, dropout=0.1)
     assert (config.dim, config.depth, config.num_heads, config.mlp_dim) == (192, 12, 3, 768)
@@ -533,6 +595,8 @@ def test_defaults_are_those_that_are_documented():
         "layer_scale": None,
         "registers": 0,
         "qk_norm": False,
+        "stem_blocks": None,
+        "stem_width": 1.0,
     }
 
 
@@ -546,6 +610,17 @@ def test_configuration_survives_json():
     [
         ({"image_size": 30}, "image height 30 is not divisible by patch height 7: use an image of 28 or 35"),
         ({"image_size": (28, 30)}, "image width 30 is not divisible by patch width 7: use an image of 28 or 35"),
+        (
+            {"image_size": 230, "patch_size": 2, "stem_blocks": (3, 4, 9)},
+            "image height 230, 15 places of the stem's map, is not divisible by patch height 2: use an image of 22",
+        ),
+        ({"stem_blocks": 3}, r"stem_blocks is 3; expected the units of each stage, as \(3, 4, 9\)"),
+        ({"stem_blocks": (3, 0)}, "a stage of stem_blocks is 0; expected an integer of at least 1"),
+        ({"stem_width": 0.75}, "stem_width is 0.75; it must be a multiple of 0.5"),
+        ({"stem_width": 0.0}, "stem_width is 0.0; it must be a multiple of 0.5"),
+        ({"stem_width": math.inf}, "stem_width is inf; it must be a multiple of 0.5"),
+        ({"stem_width": math.nan}, "stem_width is nan; it must be a multiple of 0.5"),
+        ({"stem_width": "wide"}, "stem_width is 'wide'; expected a number"),
         ({"image_size": 5}, "image height 5 is not divisible by patch height 7: use an image of 7"),
         ({"image_size": (28, 28, 1)}, "image_size is .28, 28, 1.; expected an int or a .height, width. pair"),
         ({"patch_size": (7,)}, "patch_size is .7,.; expected an int or a .height, width. pair"),

@@ -184,8 +184,11 @@ class Context:
         """
         if layer.role is None:
             return self.empty(layer, name, shape, like)
-        view = self._memory((layer.role, name), shape, like)
-        self._lent.add(id(view.base))
+        key = layer.role, name
+        before, view = self._buffers.get(key), self._memory(key, shape, like)
+        if view.base is not before:  # it has grown: what was lent goes, and an array that is not may get its id
+            self._lent.discard(id(before))
+            self._lent.add(id(view.base))
         return view
 
     def _is_lent(self, tensor: Any) -> bool:

@@ -10,6 +10,7 @@ All of it comes back as NumPy arrays, wherever the model is.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -280,7 +281,12 @@ def _images_a_pass(model: VisionTransformer, images: int, batch_size: int, threa
     """How many images a thread takes at a time: no more than stay in the cache, and all threads take equally many."""
     if model.device != "cpu":
         return batch_size
-    most = min(batch_size // threads, max(1, ROWS // model.config.num_tokens))
+    config = model.config
+    # a stem's first map has many more places than the transformer has tokens: one for 2 x 2 pixels
+    rows = (
+        config.num_tokens if config.stem_blocks is None else max(config.num_tokens, math.prod(config.image_size) // 4)
+    )
+    most = min(batch_size // threads, max(1, ROWS // rows))
     rounds = -(-images // (most * threads))
     return -(-images // (rounds * threads))
 

@@ -16,13 +16,13 @@ import numpy as np
 from vitnp.backend import Array, array_module
 from vitnp.context import Context, ContextError
 from vitnp.layer import Layer
-from vitnp.layers import LayerNorm
+from vitnp.layers import GroupNorm, LayerNorm
 from vitnp.losses import softmax_cross_entropy
 from vitnp.vit import VisionTransformer
 
 
-def check_variances(norms: Iterable[LayerNorm], ctx: Context) -> None:
-    """Raise FloatingPointError that names a layer norm whose variance overflowed in the last pass of `ctx`.
+def check_variances(norms: Iterable[LayerNorm | GroupNorm], ctx: Context) -> None:
+    """Raise FloatingPointError that names a norm whose variance overflowed in the last pass of `ctx`.
 
     On a GPU nothing is looked at, for that would make it wait.
     """

@@ -23,12 +23,12 @@ import numpy as np
 from vitnp.backend import Array, array_module
 from vitnp.context import Context, StreamingContext
 from vitnp.cores import usable_cores
-from vitnp.layers import LayerNorm
+from vitnp.layers import GroupNorm, LayerNorm
 from vitnp.losses import softmax_cross_entropy
 from vitnp.moving_average import MovingAverage
 from vitnp.nonfinite import check_update, check_variances
 from vitnp.optim import Optimizer, clip_global_norm
-from vitnp.vit import VisionTransformer
+from vitnp.vit import VisionTransformer, ViTConfig
 
 SAVED = 96 << 20  # bytes of a shard, in no cache anyway: small networks pass in one, and large ones lose 5 % of a step
 
@@ -92,7 +92,7 @@ class ShardedStep:
         self._before: dict[Context, Context] = {}  # for what is not trained, of each shard
         self.correct: Any = 0
         self.norm: Any = 0.0
-        self._norms = [layer for layer in model.layers() if isinstance(layer, LayerNorm)]
+        self._norms = [layer for layer in model.layers() if isinstance(layer, LayerNorm | GroupNorm)]
         self._blas = blas_controller()
         self._threads = ThreadPoolExecutor(shards, thread_name_prefix="vitnp-shard")
 
@@ -202,15 +202,27 @@ def _even(total: int, most: int) -> int:
 
 
 def saved_bytes(model: VisionTransformer) -> int:
-    """Return how much memory a pass keeps of one sample, in the blocks alone.
+    """Return how much memory a pass keeps of one sample, in the blocks and a stem's units.
 
     Of each token these are both norms' x̂ and y, q, k, v, the heads, the block's output and its gradient, D numbers
-    each; the MLP's hidden layer and GELU's slope, M each; and its row of every head's probabilities.
+    each; the MLP's hidden layer and GELU's slope, M each; and its row of every head's probabilities. Of each place of
+    a stem's maps they are every norm's x̂ and every ReLU's y.
     """
     c = model.config
     numbers = 10 * c.dim + 2 * c.mlp_dim + c.num_heads * c.num_tokens
     itemsize: int = model.flat.itemsize
-    return c.depth * c.num_tokens * numbers * itemsize
+    in_stem = 0 if c.stem_blocks is None else _kept_by_stem(c)
+    return (c.depth * c.num_tokens * numbers + in_stem) * itemsize
+
+
+def _kept_by_stem(config: ViTConfig) -> int:
+    """Return how many numbers a stem keeps of an image, to a few per cent: of the root and of each stage's units."""
+    places, width = math.prod(config.image_size) / 4, 64 * config.stem_width
+    kept = 2 * width * places
+    for stage, units in enumerate(config.stem_blocks):
+        places, width = places / 4, width * (2 if stage else 1)
+        kept += places * width * (units * (2 + 2 + 8) + 4 + (3 if stage else 0))  # the first unit begins in larger maps
+    return round(kept)
 
 
 def _count_correct(logits: Array, labels: Any) -> Any:

@@ -1,6 +1,7 @@
 """The Vision Transformer (Dosovitskiy et al., *An Image is Worth 16x16 Words*, arXiv 2010.11929), whole:
 
     images (B, H, W, C)
+    stem            in a hybrid alone: a ResNet, to feature maps  (B, h, w, c)
     patch_embed     cut, flatten, project                        (B, n, D)
     embeddings      class token in front, positions added        (B, N, D)
     dropout
@@ -25,7 +26,16 @@ from vitnp.backend import Array, array_module, to_cpu, to_device
 from vitnp.context import Context
 from vitnp.initializers import sincos_1d, sincos_2d
 from vitnp.layer import Initializer, Layer, Layout
-from vitnp.layers import Block, ClassifierHead, Dropout, Embeddings, PatchEmbed, Positions, RelativePositions
+from vitnp.layers import (
+    Block,
+    ClassifierHead,
+    Dropout,
+    Embeddings,
+    PatchEmbed,
+    Positions,
+    RelativePositions,
+    ResNetStem,
+)
 
 # Table 1 of the paper (B, L, H); Ti and S as in the original implementation
 SIZES = {
@@ -44,6 +54,14 @@ POSITIONS = {
     "relative": ("stem",),
     "none": ("stem",),
 }
+# the original's: the transformer, the units of a ResNet's stages, and the patches on its feature map
+HYBRIDS: dict[str, tuple[str, tuple[int, ...], int]] = {
+    "R+Ti/16": ("Ti", (), 8),
+    "R50+B/16": ("B", (3, 4, 9), 1),
+    "R26+B/32": ("B", (2, 2, 2, 2), 1),
+    "R26+S/32": ("S", (2, 2, 2, 2), 1),
+    "R50+L/32": ("L", (3, 4, 6, 3), 1),
+}
 DTYPES = tuple(map(np.dtype, ("float32", "float64", "complex64", "complex128")))
 
 
@@ -60,6 +78,10 @@ class ViTConfig:
     weights. `representation_size` adds the tanh layer that the paper has in front of the head in pre-training.
     `pos_init` is how the learned positions start: "normal", small random numbers as in the original, or "sincos", sines
     and cosines of row and column, which makes short training shorter and wants a `dim` that 4 divides.
+
+    `stem_blocks` makes a hybrid: a ResNet in front whose stages have so many units, as (3, 4, 9), or () for its root
+    alone. `patch_size` is then in places of its feature map, which has ⌈n / stride⌉ of them for n pixels: the stride is
+    4, and doubles with each stage after the first. `stem_width` times 64 channels come out of the root.
 
     Raises ConfigError, which names the field, its value and what is valid.
     """
@@ -85,6 +107,8 @@ class ViTConfig:
     layer_scale: float | None = None
     registers: int = 0
     qk_norm: bool = False
+    stem_blocks: Any = None
+    stem_width: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size"):
@@ -92,12 +116,15 @@ class ViTConfig:
         for name in ("channels", "num_classes", "dim", "depth", "num_heads", "mlp_dim", "representation_size"):
             if name != "representation_size" or self.representation_size is not None:
                 object.__setattr__(self, name, _positive(name, getattr(self, name)))
-        for side, image, patch in zip(("height", "width"), self.image_size, self.patch_size, strict=True):
-            if image % patch:
-                below, above = image // patch * patch, -(-image // patch) * patch
-                nearest = f"{below} or {above}" if below else f"{above}"
+        self._check_stem()
+        sides = zip(("height", "width"), self.image_size, self.map_size, self.patch_size, strict=True)
+        for side, image, places, patch in sides:
+            if places % patch:
+                sizes = [places // patch * patch * self.stem_stride, -(-places // patch) * patch * self.stem_stride]
+                nearest = " or ".join(f"{size}" for size in sizes if size)
+                by = f", {places} places of the stem's map," if self.stem_blocks is not None else ""
                 raise ConfigError(
-                    f"image {side} {image} is not divisible by patch {side} {patch}: use an image of {nearest}"
+                    f"image {side} {image}{by} is not divisible by patch {side} {patch}: use an image of {nearest}"
                 )
         if self.dim % self.num_heads:
             valid = [heads for heads in range(1, 4 * self.num_heads) if self.dim % heads == 0]
@@ -139,26 +166,54 @@ class ViTConfig:
         if not isinstance(self.qk_norm, bool):
             raise ConfigError(f"qk_norm is {self.qk_norm!r}; choose True or False")
 
+    def _check_stem(self) -> None:
+        if self.stem_blocks is not None:
+            if not isinstance(self.stem_blocks, tuple | list):
+                raise ConfigError(
+                    f"stem_blocks is {self.stem_blocks!r}; expected the units of each stage, as (3, 4, 9)"
+                )
+            units = tuple(_positive("a stage of stem_blocks", stage) for stage in self.stem_blocks)
+            object.__setattr__(self, "stem_blocks", units)
+        object.__setattr__(self, "stem_width", _number("stem_width", self.stem_width))
+        if not 0.5 <= self.stem_width < math.inf or self.stem_width * 2 % 1:
+            raise ConfigError(
+                f"stem_width is {self.stem_width}; it must be a multiple of 0.5, for 32 groups to divide the channels"
+            )
+
     @classmethod
     def named(cls, name: str, **changes: Any) -> Self:
         """Return the configuration of a published size: "Ti/16", "S/16", "B/16", "B/32", "L/16", "H/14", ….
 
-        Any of the sizes Ti, S, B, L, H goes with any of the patches 14, 16, 32. Images are 224 x 224 with 3 channels,
-        and there are 1000 classes, unless keyword arguments, which set any field, say otherwise.
+        Any of the sizes Ti, S, B, L, H goes with any of the patches 14, 16, 32. The hybrids are those of the original:
+        "R+Ti/16", "R26+S/32", "R26+B/32", "R50+B/16", "R50+L/32". Images are 224 x 224 with 3 channels, and there are
+        1000 classes, unless keyword arguments, which set any field, say otherwise.
         """
         size, _, patch = name.partition("/")
-        if size not in SIZES or patch not in PATCHES:
+        size, blocks, side = HYBRIDS.get(name, (size, None, patch))
+        if size not in SIZES or (name not in HYBRIDS and patch not in PATCHES):
             raise ConfigError(
-                f"there is no ViT {name!r}: sizes are {', '.join(SIZES)}, patches {', '.join(PATCHES)}, as in 'B/16'"
+                f"there is no ViT {name!r}: sizes are {', '.join(SIZES)}, patches {', '.join(PATCHES)}, as in 'B/16'; "
+                f"hybrids are {', '.join(HYBRIDS)}"
             )
-        defaults = {"image_size": 224, "patch_size": int(patch), "channels": 3, "num_classes": 1000, **SIZES[size]}
-        return cls(**{**defaults, **changes})
+        defaults = {"image_size": 224, "patch_size": int(side), "channels": 3, "num_classes": 1000, **SIZES[size]}
+        return cls(**{**defaults, "stem_blocks": blocks, **changes})
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches that tile an image."""
-        (H, W), (P_h, P_w) = self.image_size, self.patch_size
+        (H, W), (P_h, P_w) = self.map_size, self.patch_size
         return H // P_h, W // P_w
+
+    @property
+    def stem_stride(self) -> int:
+        """How many pixels there are to a place of what is cut into patches: 1 without a stem."""
+        return 1 if self.stem_blocks is None else 4 << max(0, len(self.stem_blocks) - 1)
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """Height and width of what is cut into patches: the stem's feature map, or the image itself."""
+        H, W = self.image_size
+        return -(-H // self.stem_stride), -(-W // self.stem_stride)
 
     @property
     def num_patches(self) -> int:
@@ -197,7 +252,12 @@ class VisionTransformer(Layer):
             raise ValueError(f"dtype is {np.dtype(dtype)}; choose one of {', '.join(map(str, DTYPES))}")
         c = self.config = config
         options: dict[str, Any] = {"rng": None, "dtype": dtype}
-        self.patch_embed = PatchEmbed(c.image_size, c.patch_size, c.channels, c.dim, **options)
+        self.stem = None
+        if c.stem_blocks is not None:
+            self.stem = ResNetStem(c.channels, c.stem_blocks, round(64 * c.stem_width), **options)
+        channels = c.channels if self.stem is None else self.stem.channels_out
+        self.patch_embed = PatchEmbed(c.map_size, c.patch_size, channels, c.dim, **options)
+        self.patch_embed.reads_input = self.stem is None
         plain = c.positions == "learned" and c.pos_at == "stem"  # as equation 1 has them
         more: dict[str, Any] = {"class_token": c.pool == "token", "positions": plain, "pos_init": _pos_init(c)}
         self.embeddings = Embeddings(c.num_patches, c.dim, registers=c.registers, **more, **options)
@@ -261,7 +321,10 @@ class VisionTransformer(Layer):
     def _tokens(self, x: Array, ctx: Context) -> Array:
         """images (B, H, W, C) -> the last block's tokens (B, N, D), in a new pass."""
         ctx.begin()
-        return self._encode(self.patch_embed.forward(self._check(x), ctx), ctx)
+        x = self._check(x)
+        if self.stem is not None:
+            x = self.stem.forward(x, ctx)
+        return self._encode(self.patch_embed.forward(x, ctx), ctx)
 
     def _encode(self, x: Array, ctx: Context) -> Array:
         """embedded patches (B, n, D) -> the last block's tokens (B, N, D)."""
@@ -283,6 +346,8 @@ class VisionTransformer(Layer):
         """
         dx = self._encode_backward(self.classifier.backward(dy, ctx), ctx)
         dimages = self.patch_embed.backward(dx, ctx)
+        if self.stem is not None:
+            dimages = self.stem.backward(dimages, ctx)
         return dimages.copy() if ctx.input_grad else None
 
     def _encode_backward(self, dx: Array, ctx: Context) -> Array:

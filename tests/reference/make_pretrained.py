@@ -64,14 +64,65 @@ class Encoder(nn.Module):
         return nn.LayerNorm(name="encoder_norm", **DOUBLE)(x)
 
 
+class StandardisedConv(nn.Module):
+    features: int
+    side: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x):
+        shape = self.side, self.side, x.shape[-1], self.features
+        kernel = self.param("kernel", nn.initializers.normal(), shape, jnp.float64)
+        kernel = (kernel - kernel.mean((0, 1, 2))) / (kernel.std((0, 1, 2)) + 1e-5)
+        strides, layout = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=layout)
+
+
+class Bottleneck(nn.Module):
+    width: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x):
+        shortcut = x
+        if self.stride != 1 or x.shape[-1] != 4 * self.width:
+            shortcut = StandardisedConv(4 * self.width, 1, self.stride, name="conv_proj")(x)
+            shortcut = nn.GroupNorm(name="gn_proj", **DOUBLE)(shortcut)
+        sizes = (self.width, 1, 1), (self.width, 3, self.stride), (4 * self.width, 1, 1)
+        for number, size in enumerate(sizes, start=1):
+            x = nn.GroupNorm(name=f"gn{number}", **DOUBLE)(StandardisedConv(*size, name=f"conv{number}")(x))
+            x = nn.relu(x if number < 3 else shortcut + x)
+        return x
+
+
+class Stage(nn.Module):
+    units: int
+    width: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x):
+        for unit in range(self.units):
+            x = Bottleneck(self.width, 1 if unit else self.stride, name=f"unit{unit + 1}")(x)
+        return x
+
+
 class FlaxViT(nn.Module):
     patch: tuple
     token: bool
     representation: int | None
+    stem: tuple | None = None
+    stem_width: float = 0.5
 
     @nn.compact
-    def __call__(self, images):
-        x = nn.Conv(DIM, self.patch, strides=self.patch, padding="VALID", name="embedding", **DOUBLE)(images)
+    def __call__(self, x):
+        if self.stem is not None:
+            width = int(64 * self.stem_width)
+            x = nn.relu(nn.GroupNorm(name="gn_root", **DOUBLE)(StandardisedConv(width, 7, 2, name="conv_root")(x)))
+            x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
+            for stage, units in enumerate(self.stem):
+                x = Stage(units, width << stage, 2 if stage else 1, name=f"block{stage + 1}")(x)
+        x = nn.Conv(DIM, self.patch, strides=self.patch, padding="VALID", name="embedding", **DOUBLE)(x)
         x = x.reshape(len(x), -1, DIM)
         if self.token:
             cls = self.param("cls", nn.initializers.normal(), (1, 1, DIM), jnp.float64)
@@ -98,9 +149,9 @@ def write_data(case, images, cotangent, logits, image_gradient):
     print(case, sum(path.stat().st_size for path in (PATH / case).rglob("*.*")), "bytes")
 
 
-def flax_case(case, rng, token, representation):
-    """Square grid, oblong images and patches."""
-    model, (images, cotangent) = FlaxViT((3, 2), token, representation), draw((9, 6), rng)
+def flax_case(case, rng, token, representation, patch=(3, 2), image_size=(9, 6), thin=1, **stem):
+    """Square grid, oblong images and patches; of a stem's large gradients only every `thin`-th channel is kept."""
+    model, (images, cotangent) = FlaxViT(patch, token, representation, **stem), draw(image_size, rng)
     variables = model.init(jax.random.key(0), images)
     names = flatten_dict(variables["params"], sep="/")
     parameters = {name: values(name, array.shape, rng) for name, array in names.items()}

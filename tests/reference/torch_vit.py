@@ -11,6 +11,7 @@ patches, three separate projections for q, k and v, torch's own attention, layer
     patch_embed.weight (PhPwC, D)     nn.Conv2d.weight (D, C, Ph, Pw)
     qkv.weight (D, 3D)                q.weight, k.weight, v.weight, each (D, D)
     gamma, beta                       nn.LayerNorm.weight, nn.LayerNorm.bias
+    stem ... conv (k, k, C, C_out)    nn.Conv2d.weight (C_out, C, k, k)
     images (B, H, W, C)               the same on entry
 """
 
@@ -115,6 +116,73 @@ class Positions(nn.Module):
         return z.new_tensor(waves)[None]
 
 
+class StdConv(nn.Conv2d):
+    """A convolution without bias, whose weights are standardised, and with TensorFlow's padding SAME."""
+
+    def __init__(self, c_in, c_out, side, stride, dtype):
+        super().__init__(c_in, c_out, side, stride, bias=False, dtype=dtype)
+
+    def forward(self, x):
+        std, mean = torch.std_mean(self.weight, (1, 2, 3), correction=0, keepdim=True)
+        return F.conv2d(
+            same(x, self.kernel_size[0], self.stride[0], 0.0), (self.weight - mean) / (std + 1e-5), None, self.stride
+        )
+
+
+def same(x, side, stride, value):
+    """(B, C, H, W) with enough around it for ceil(n / stride) windows, the odd one more behind."""
+    lacking = [max((-(-size // stride) - 1) * stride + side - size, 0) for size in (x.shape[3], x.shape[2])]
+    return F.pad(x, [n for lack in lacking for n in (lack // 2, lack - lack // 2)], value=value)
+
+
+class Unit(nn.Module):
+    """A bottleneck of He et al., with standardised weights and group norms."""
+
+    def __init__(self, c_in, width, stride, dtype):
+        super().__init__()
+        parts = {"1": (c_in, width, 1, 1), "2": (width, width, 3, stride), "3": (width, 4 * width, 1, 1)}
+        if stride != 1 or c_in != 4 * width:
+            parts["_proj"] = (c_in, 4 * width, 1, stride)
+        self.convs = nn.ModuleDict({name: StdConv(*sizes, dtype) for name, sizes in parts.items()})
+        self.norms = nn.ModuleDict({n: nn.GroupNorm(32, s[1], eps=1e-6, dtype=dtype) for n, s in parts.items()})
+
+    def forward(self, x):
+        y = x
+        for name in "123":
+            y = self.norms[name](self.convs[name](y if name == "1" else F.relu(y)))
+        return F.relu(y + (self.norms["_proj"](self.convs["_proj"](x)) if "_proj" in self.convs else x))
+
+
+class Stem(nn.Module):
+    """The ResNet of a hybrid: root, and stages of units."""
+
+    def __init__(self, channels, blocks, width, dtype):
+        super().__init__()
+        self.conv = StdConv(channels, width, 7, 2, dtype)
+        self.norm = nn.GroupNorm(32, width, eps=1e-6, dtype=dtype)
+        self.units, c_in = nn.ModuleDict(), width
+        for s, units in enumerate(blocks):
+            for u in range(units):
+                self.units[f"{s}_{u}"] = Unit(c_in, width * 2**s, 2 if s and not u else 1, dtype)
+                c_in = 4 * width * 2**s
+        self.channels = c_in
+
+    def forward(self, x):
+        x = F.max_pool2d(same(F.relu(self.norm(self.conv(x))), 3, 2, -torch.inf), 3, 2)
+        for unit in self.units.values():
+            x = unit(x)
+        return x
+
+    def layout(self):
+        table = {"stem.root.conv.weight": ([self.conv.weight], *_HWIO), **_norm("stem.root.norm", self.norm)}
+        for name, unit in self.units.items():
+            for number, conv in unit.convs.items():
+                path = f"stem.stages.{name.replace('_', '.')}"
+                table[f"{path}.conv{number}.weight"] = ([conv.weight], *_HWIO)
+                table.update(_norm(f"{path}.norm{number}", unit.norms[number]))
+        return table
+
+
 class TorchViT(nn.Module):
     """Takes the fields of a ViTConfig by name, and arrays in vitnp's names and layouts."""
 
@@ -137,11 +205,18 @@ class TorchViT(nn.Module):
         layer_scale=None,
         registers=0,
         qk_norm=False,
+        stem_blocks=None,
+        stem_width=1,
         dtype=torch.float64,
     ):
         super().__init__()
         self.dtype = dtype
         self.patch_size = tuple(patch_size)
+        self.stem = None
+        if stem_blocks is not None:
+            self.stem = Stem(channels, stem_blocks, int(64 * stem_width), dtype)
+            channels, stride = self.stem.channels, 4 * 2 ** max(0, len(stem_blocks) - 1)
+            image_size = [-(-side // stride) for side in image_size]
         grid = image_size[0] // patch_size[0], image_size[1] // patch_size[1]
         first = int(pool == "token")
         self.patch_embed = nn.Conv2d(channels, dim, self.patch_size, stride=self.patch_size, dtype=dtype)
@@ -162,7 +237,8 @@ class TorchViT(nn.Module):
 
     def forward(self, images):
         """images (B, H, W, C) -> logits (B, classes)"""
-        z = self.patch_embed(images.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+        maps = images.permute(0, 3, 1, 2)
+        z = self.patch_embed(maps if self.stem is None else self.stem(maps)).flatten(2).transpose(1, 2)
         return self.classify(self.encode(self.embed(z)))
 
     def embed(self, patches):
@@ -197,6 +273,8 @@ class TorchViT(nn.Module):
         table = {**_norm("norm", self.norm), **_dense("head", self.head)}
         for i, positions in enumerate(self.positions):
             table.update(_vectors(f"blocks.{i}." if self.pos_at == "layers" else "", positions))
+        if self.stem is not None:
+            table.update(self.stem.layout())
         if self.cls_token is not None:
             table["cls_token"] = ([self.cls_token], *_SAME)
         if self.registers is not None:
@@ -376,4 +454,5 @@ def _dense(name, linear):
 _SAME = (lambda parts: parts[0], lambda array: [array])
 _TRANSPOSED = (lambda parts: parts[0].T, lambda array: [array.T])
 _FUSED_WEIGHT = (lambda parts: np.concatenate(parts).T, lambda array: np.split(array.T, 3))
+_HWIO = (lambda parts: parts[0].transpose(2, 3, 1, 0), lambda array: [array.transpose(3, 2, 0, 1)])
 _FUSED_BIAS = (np.concatenate, lambda array: np.split(array, 3))

@@ -40,8 +40,7 @@ def attention_rollout(model: VisionTransformer, images: Array) -> tuple[np.ndarr
     first, n = model.embeddings.first, model.config.num_patches
     seen = rollout[:, 0] if first else rollout[:, :n].mean(1)
     seen = seen[:, first : first + n]
-    (H, W), (P_h, P_w) = model.config.image_size, model.config.patch_size
-    maps = (seen / seen.sum(-1, keepdims=True)).reshape(-1, H // P_h, W // P_w)
+    maps = (seen / seen.sum(-1, keepdims=True)).reshape(-1, *model.config.grid)
     return maps, to_cpu(logits)
 
 

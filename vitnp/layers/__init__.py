@@ -17,23 +17,35 @@ from vitnp.layers.mlp import MLP
 from vitnp.layers.block import Block
 from vitnp.layers.head import ClassifierHead
 from vitnp.layers.corruption import PatchCorruption
+from vitnp.layers.relu import ReLU
+from vitnp.layers.group_norm import GroupNorm
+from vitnp.layers.conv import StdConv
+from vitnp.layers.max_pool import MaxPool
+from vitnp.layers.bottleneck import BottleneckUnit
+from vitnp.layers.resnet import ResNetStem
 
 __all__ = [
     "GELU",
     "MLP",
     "Attention",
     "Block",
+    "BottleneckUnit",
     "ClassifierHead",
     "Dropout",
     "Embeddings",
+    "GroupNorm",
     "LayerNorm",
     "LayerScale",
     "Linear",
+    "MaxPool",
     "PatchCorruption",
     "PatchEmbed",
     "Positions",
+    "ReLU",
     "RelativePositions",
+    "ResNetStem",
     "Softmax",
+    "StdConv",
     "StochasticDepth",
     "Tanh",
 ]

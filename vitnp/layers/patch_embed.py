@@ -38,6 +38,8 @@ def unpatchify(patches: Array, patch_size: tuple[int, int], image_size: tuple[in
 class PatchEmbed(Linear):
     """Images to one vector a patch; sizes are (height, width) pairs, and patches must tile the image."""
 
+    reads_input = True  # what a pass is given, whose gradient a context may do without; false behind a stem
+
     def __init__(
         self,
         image_size: tuple[int, int],
@@ -60,7 +62,7 @@ class PatchEmbed(Linear):
 
     def backward(self, dy: Array, ctx: Context) -> Array:
         """dy (B, N, D) -> dimages (B, H, W, C), or None in a context that does without."""
-        if not ctx.input_grad:
+        if self.reads_input and not ctx.input_grad:
             self.add_grads(dy.reshape(-1, dy.shape[-1]), ctx)
             return None
         return unpatchify(super().backward(dy, ctx), self.patch_size, self.image_size)
