@@ -612,7 +612,7 @@ def test_configuration_survives_json():
         ({"image_size": (28, 30)}, "image width 30 is not divisible by patch width 7: use an image of 28 or 35"),
         (
             {"image_size": 230, "patch_size": 2, "stem_blocks": (3, 4, 9)},
-            "image height 230, 15 places of the stem's map, is not divisible by patch height 2: use an image of 22",
+            "image height 230, 15 places of the stem's map, is not divisible by patch height 2: use an image of 2",
         ),
         ({"stem_blocks": 3}, r"stem_blocks is 3; expected the units of each stage, as \(3, 4, 9\)"),
         ({"stem_blocks": (3, 0)}, "a stage of stem_blocks is 0; expected an integer of at least 1"),

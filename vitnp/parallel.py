@@ -210,9 +210,10 @@ def saved_bytes(model: VisionTransformer) -> int:
     """
     c = model.config
     numbers = 10 * c.dim + 2 * c.mlp_dim + c.num_heads * c.num_tokens
-    itemsize: int = model.flat.itemsize
     in_stem = 0 if c.stem_blocks is None else _kept_by_stem(c)
-    return (c.depth * c.num_tokens * numbers + in_stem) * itemsize
+    itemsize: int = model.flat.itemsize
+    kept: int = c.depth * c.num_tokens * numbers + in_stem
+    return kept * itemsize
 
 
 def _kept_by_stem(config: ViTConfig) -> int:
@@ -222,7 +223,7 @@ def _kept_by_stem(config: ViTConfig) -> int:
     for stage, units in enumerate(config.stem_blocks):
         places, width = places / 4, width * (2 if stage else 1)
         kept += places * width * (units * (2 + 2 + 8) + 4 + (3 if stage else 0))  # the first unit begins in larger maps
-    return round(kept)
+    return int(kept)
 
 
 def _count_correct(logits: Array, labels: Any) -> Any:

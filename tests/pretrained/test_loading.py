@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -31,6 +32,15 @@ ASKED = {
     "torchvision": {"num_heads": 3},
     "torchvision-pre-logits": {"num_heads": 3},
 }
+
+
+# hybrids, of whose convolutions' gradients the files have every so many-th channel
+HYBRIDS = {
+    "google-root": ({"grid": (2, 3), "image_size": (15, 12)}, 4),
+    "google-hybrid": ({"grid": (6, 2), "image_size": (41, 30)}, 16),
+}
+ASKED |= {case: asked for case, (asked, _) in HYBRIDS.items()}
+WHOLE = [case for case in ASKED if case not in HYBRIDS]
 
 
 def file_of(case, name="model"):
@@ -110,7 +120,7 @@ def test_logits_are_those_of_the_program_that_wrote_the_file(case):
     assert error(load(case).forward(data["images"]), data["logits"]) < 1e-12
 
 
-@pytest.mark.parametrize("case", ASKED)
+@pytest.mark.parametrize("case", WHOLE)
 def test_every_gradient_is_that_of_the_program_that_wrote_the_file(case):
     data, model, ctx = data_of(case), load(case), vitnp.Context(train=True, rng=0)
     model.forward(data["images"], ctx)
@@ -119,6 +129,47 @@ def test_every_gradient_is_that_of_the_program_that_wrote_the_file(case):
     if case == "timm-later":  # whose registers have positions, with the same gradients: loaded, it is the sum of both
         truth["reg_token"] = truth["reg_token"] / 2
     assert worst_error(found, truth) < 1e-12
+
+
+@pytest.mark.parametrize("case", HYBRIDS)
+def test_every_gradient_of_a_hybrid_is_that_of_flax(case, tmp_path):
+    data, model, ctx = data_of(case), load(case), vitnp.Context(train=True, rng=0)
+    model.forward(data["images"], ctx)
+    found = {"image": model.backward(data["cotangent"], ctx)}
+    for name, gradient in model.gradients(ctx).items():
+        model.parameters()[name][...] = gradient
+    vitnp.save_pretrained(model, tmp_path / "m.npz", "google")  # the gradients, in flax' shapes and by its names
+    with np.load(tmp_path / "m.npz") as ours, np.load(file_of(case, "gradients")) as theirs:
+        truth = {"image": data["image_gradient"], **theirs}
+        found |= {_published(name): ours[_published(name)] for name in theirs}
+    truth = {_published(name): array for name, array in truth.items()}
+    for name in [name for name in truth if name.endswith("key/bias")]:  # 0, as softmax sees no shift of all scores
+        assert max(abs(found.pop(name)).max(), abs(truth.pop(name)).max()) < 1e-12
+    thin = HYBRIDS[case][1]
+    found = {name: array[..., ::thin] if "conv" in name else array for name, array in found.items()}
+    assert sum("conv" in name for name in found) == 1 + 3 * sum(model.config.stem_blocks) + len(
+        model.config.stem_blocks
+    )
+    assert worst_error(found, truth) < 1e-12
+
+
+def _published(name):
+    """The published numbers of sub-modules, from flax' newer ones."""
+    for newer, published in (
+        ("Attention_0", "Attention_1"),
+        ("LayerNorm_1", "LayerNorm_2"),
+        ("MlpBlock_0", "MlpBlock_3"),
+    ):
+        name = name.replace(newer, published)
+    return name
+
+
+def test_what_the_shapes_of_a_hybrids_file_say_is_taken():
+    config = load("google-hybrid", image_size=None).config
+    assert (config.stem_blocks, config.stem_width, config.channels) == ((2, 1), 0.5, 2)
+    assert (config.image_size, config.patch_size, config.grid) == ((48, 32), (1, 2), (6, 2))
+    config = load("google-root", image_size=None).config
+    assert (config.stem_blocks, config.image_size, config.grid) == ((), (16, 12), (2, 3))
 
 
 def test_all_that_a_folder_of_transformers_says_is_taken():
@@ -304,10 +355,24 @@ def test_torchvisions_older_names_are_the_newer_ones(tmp_path):
     assert same_parameters(vitnp.load_pretrained(path, "float64", num_heads=3), load("torchvision"))
 
 
+@pytest.mark.parametrize("prefix", ["", "opt/target/", "params/"])
+def test_norms_of_a_stem_may_have_the_four_axes_of_older_files(prefix, tmp_path):
+    def edit(arrays):
+        for name in list(arrays):
+            array = arrays.pop(name)
+            arrays[prefix + name] = array.reshape(1, 1, 1, -1) if re.search(r"gn\w+/", name) else array
+
+    path = change(file_of("google-hybrid"), tmp_path / "m.npz", edit)
+    with np.load(path) as file:
+        assert file[f"{prefix}block2/unit1/gn_proj/scale"].shape == (1, 1, 1, 256)
+    found = vitnp.load_pretrained(path, "float64", **ASKED["google-hybrid"])
+    assert same_parameters(found, load("google-hybrid"))
+
+
 # -- another number of classes, another size --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", ["google", "google-pre-logits", "timm"])
+@pytest.mark.parametrize("case", ["google", "google-pre-logits", "google-root", "timm"])
 def test_another_number_of_classes_gives_a_head_of_zeros_and_keeps_the_rest(case):
     found, truth = load(case, num_classes=8), load(case)
     assert found.classifier.head.weight.shape[1] == 8
@@ -335,6 +400,13 @@ def test_another_image_size_resizes_the_positions_of_patches_and_keeps_the_rest(
         assert name == "pos_embed" or same_bits(parameter, truth.parameters()[name])
 
 
+def test_another_image_size_of_a_hybrid_resizes_the_positions_and_keeps_the_stem():
+    found, truth = load("google-hybrid", image_size=(50, 64), resize="bilinear"), load("google-hybrid")
+    assert found.config.grid == (7, 4)
+    for name, parameter in found.parameters().items():
+        assert name == "pos_embed" or same_bits(parameter, truth.parameters()[name])
+
+
 def test_another_image_size_without_a_rule_is_refused_with_the_rules():
     with pytest.raises(
         vitnp.CheckpointError, match=r"3 x 3 patches, and the model has 5 x 2: .*'align-corners' or 'bili"
@@ -345,6 +417,8 @@ def test_another_image_size_without_a_rule_is_refused_with_the_rules():
 def test_an_unknown_rule_is_refused_with_the_rules():
     with pytest.raises(ValueError, match="resize is 'nearest'; choose one of 'align-corners', 'bilinear', 'bicubic', "):
         load("google", image_size=(15, 4), resize="nearest")
+    with pytest.raises(ValueError, match="resize is 'bicubik'; choose one of"):
+        load("google", resize="bicubik")  # though there is nothing to resize
 
 
 def test_an_image_size_that_patches_do_not_tile_is_refused():
@@ -587,10 +661,55 @@ def test_an_unknown_layout_is_refused_with_some_of_its_names(tmp_path):
         vitnp.load_pretrained(tmp_path / "m")
 
 
+def test_all_that_is_wrong_with_a_stem_is_listed(tmp_path):
+    def edit(arrays):
+        del arrays["block1/unit2/conv2/kernel"], arrays["block2/unit1/gn_proj/bias"]
+        arrays["block1/unit2/conv_proj/kernel"] = arrays["block1/unit1/conv_proj/kernel"]
+        arrays["block1/unit1/conv1/kernel"] = np.ones((1, 1, 32, 64))
+        arrays["gn_root/scale"] = np.ones(16)
+
+    path = change(file_of("google-hybrid"), tmp_path / "m.npz", edit)
+    with pytest.raises(vitnp.CheckpointError) as caught:
+        vitnp.load_pretrained(path, **ASKED["google-hybrid"])
+    assert str(caught.value).split("layout google has; ")[1] == (
+        "missing: block1/unit2/conv2/kernel, block2/unit1/gn_proj/bias; not expected: block1/unit2/conv_proj/kernel; "
+        "misshaped: gn_root/scale is float64 (16,), expected floats (32,), "
+        "block1/unit1/conv1/kernel is float64 (1, 1, 32, 64), expected floats (1, 1, 32, 32)"
+    )
+
+
+@pytest.mark.parametrize("shape", [(7, 7, 2, 33), (7, 2, 32)], ids=str)
+def test_a_root_of_another_shape_is_refused(shape, tmp_path):
+    path = change(
+        file_of("google-root"), tmp_path / "m.npz", lambda arrays: arrays.update({"conv_root/kernel": np.ones(shape)})
+    )
+    with pytest.raises(
+        vitnp.CheckpointError, match=r"misshaped: .*conv_root/kernel is float64|misshaped: gn_root/scale"
+    ):
+        vitnp.load_pretrained(path, **ASKED["google-root"])
+
+
+def test_a_stem_without_its_root_is_missing_it(tmp_path):
+    path = change(file_of("google-hybrid"), tmp_path / "m.npz", lambda arrays: arrays.pop("conv_root/kernel"))
+    with pytest.raises(vitnp.CheckpointError, match=r"missing: conv_root/kernel"):
+        vitnp.load_pretrained(path, **ASKED["google-hybrid"])
+
+
 def test_a_checkpoint_of_vitnp_is_sent_to_its_own_reader(tmp_path):
     vitnp.save_checkpoint(tmp_path / "m", load("google"))
     with pytest.raises(vitnp.CheckpointError, match=r"read it with vitnp\.load_checkpoint"):
         vitnp.load_pretrained(tmp_path / "m")
+
+
+@pytest.mark.parametrize("length", [0x1280, 0x4B50])
+def test_a_header_whose_length_begins_as_a_pickle_or_an_archive_does_is_read(length, tmp_path):
+    content = file_of("timm").read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = content[8:end].ljust(length)  # with blanks, as its writer does, too
+    assert len(header) == length
+    (tmp_path / "m").write_bytes(length.to_bytes(8, "little") + header + content[end:])
+    assert (tmp_path / "m").read_bytes()[:2] in (b"\x80\x12", b"PK")
+    assert same_parameters(vitnp.load_pretrained(tmp_path / "m", "float64", **ASKED["timm"]), load("timm"))
 
 
 def test_what_is_not_there_is_named_with_what_is(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import LATER, hard_model, same_bits
+from helpers import HYBRID, LATER, hard_model, same_bits
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -20,9 +20,12 @@ NETWORKS = {
     "pre-logits": {"representation_size": 11},
     "later": LATER,
     "later-mean": {**LATER, "pool": "mean"},
+    "hybrid": {**HYBRID, "stem_blocks": (2, 1), "patch_size": (1, 2), "image_size": (21, 15)},
+    "root": {**HYBRID, "stem_blocks": (), "pool": "mean"},
 }
 LACKS = {("mean", "huggingface"), ("mean", "torchvision"), ("pre-logits", "huggingface")}
 LACKS |= {(network, layout) for network in ("later", "later-mean") for layout in LAYOUTS if layout != "timm"}
+LACKS |= {(network, layout) for network in ("hybrid", "root") for layout in ("huggingface", "torchvision")}
 PAIRS = [(network, layout) for network in NETWORKS for layout in LAYOUTS]
 
 
@@ -85,10 +88,11 @@ def test_a_file_of_another_program_is_written_back_array_for_array(case, options
     assert all(same_bits(found[name], truth[name]) for name in truth)
 
 
-@pytest.mark.parametrize("case", ["google", "google-pre-logits", "google-mean"])
+@pytest.mark.parametrize("case", ["google", "google-pre-logits", "google-mean", "google-root", "google-hybrid"])
 def test_the_originals_file_is_written_with_the_published_numbers_of_sub_modules(case, tmp_path):
     path = REFERENCE / case / "model.npz"
-    vitnp.save_pretrained(vitnp.load_pretrained(path, "float64"), tmp_path / "m.npz", "google")
+    grid = {"google-root": (2, 3), "google-hybrid": (6, 2)}.get(case)
+    vitnp.save_pretrained(vitnp.load_pretrained(path, "float64", grid=grid), tmp_path / "m.npz", "google")
     found, truth = arrays_of(tmp_path / "m.npz"), arrays_of(path)
     for newer, published in (
         ("Attention_0", "Attention_1"),
@@ -110,6 +114,25 @@ def test_config_json_says_what_that_of_transformers_says(tmp_path):
     assert found == truth
     with safe_open(tmp_path / "m" / "model.safetensors", framework="numpy") as file:
         assert file.metadata() == {"format": "pt"}
+
+
+@pytest.mark.parametrize("network", ["hybrid", "root"])
+def test_names_of_a_hybrid_are_timms(network, tmp_path):
+    vitnp.save_pretrained(hard_model(**NETWORKS[network]), tmp_path / "m", "timm")
+    found = load_file(tmp_path / "m")
+    backbone = {
+        name.removeprefix("patch_embed.backbone."): array.shape for name, array in found.items() if "backbone" in name
+    }
+    root = "stem." if network == "hybrid" else ""
+    assert backbone[f"{root}conv.weight"] == (32, 3, 7, 7)
+    assert backbone[f"{root}norm.bias"] == (32,)
+    if network == "root":
+        assert len(backbone) == 3
+    else:
+        assert backbone["stages.1.blocks.0.downsample.conv.weight"] == (256, 128, 1, 1)
+        assert backbone["stages.0.blocks.1.conv2.weight"] == (32, 32, 3, 3)
+        assert backbone["stages.1.blocks.0.norm3.weight"] == (256,)
+        assert len(backbone) == 3 * (1 + 4 + 3 + 4)
 
 
 def test_an_unknown_layout_is_refused_with_the_known_ones(tmp_path):

@@ -150,11 +150,13 @@ def write_data(case, images, cotangent, logits, image_gradient):
 
 
 def flax_case(case, rng, token, representation, patch=(3, 2), image_size=(9, 6), thin=1, **stem):
-    """Square grid, oblong images and patches; of a stem's large gradients only every `thin`-th channel is kept."""
+    """Square grid, oblong images and patches; of a stem's gradients every `thin`-th channel is kept."""
     model, (images, cotangent) = FlaxViT(patch, token, representation, **stem), draw(image_size, rng)
     variables = model.init(jax.random.key(0), images)
     names = flatten_dict(variables["params"], sep="/")
     parameters = {name: values(name, array.shape, rng) for name, array in names.items()}
+    if model.stem is not None:  # many numbers, in steps of 1/8 each: small in a compressed file
+        parameters = {name: np.round(8 * array) / 8 for name, array in parameters.items()}
 
     def loss(parameters, images):
         logits = model.apply({"params": unflatten_dict(parameters, sep="/")}, images)
@@ -162,8 +164,11 @@ def flax_case(case, rng, token, representation, patch=(3, 2), image_size=(9, 6),
 
     (gradients, image_gradient), logits = jax.grad(loss, argnums=(0, 1), has_aux=True)(parameters, images)
     (PATH / case).mkdir(parents=True, exist_ok=True)
-    np.savez(PATH / case / "model.npz", **parameters)
-    np.savez(PATH / case / "gradients.npz", **{name: np.asarray(array) for name, array in gradients.items()})
+    save = np.savez if model.stem is None else np.savez_compressed
+    save(PATH / case / "model.npz", **parameters)
+    gradients = {name: np.asarray(array) for name, array in gradients.items()}
+    thinned = {name: array[..., ::thin] if "conv" in name else array for name, array in gradients.items()}
+    save(PATH / case / "gradients.npz", **thinned)
     write_data(case, images, cotangent, logits, image_gradient)
 
 
@@ -257,6 +262,9 @@ def main():
     torch_case("torchvision", rng, torchvision_model(None), (8, 8), save_state)
     torch_case("torchvision-pre-logits", rng, torchvision_model(11), (8, 8), save_state)
     resized(rng)
+    rng = np.random.default_rng(1912_11370)
+    flax_case("google-root", rng, True, None, (2, 1), (15, 12), thin=4, stem=())
+    flax_case("google-hybrid", rng, True, None, (1, 2), (41, 30), thin=16, stem=(2, 1))
 
 
 if __name__ == "__main__":

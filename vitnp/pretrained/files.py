@@ -98,9 +98,11 @@ def read_scale(path: Path) -> tuple[list[float] | None, list[float] | None]:
 def _is_zip(path: Path) -> bool:
     """Return whether this is a zip archive, as .npz is; raise CheckpointError for a pickle."""
     with open(path, "rb") as file:
-        start = file.read(2)
+        start = file.read(9)
+    if start[8:] == b"{":  # safetensors: the length before it may begin as anything, a pickle and a zip archive too
+        return False
     pickled = start[:1] == b"\x80"
-    if start == b"PK":
+    if start[:2] == b"PK":
         with zipfile.ZipFile(path) as archive:
             pickled = any(name.endswith(".pkl") for name in archive.namelist())
     if pickled:
@@ -111,7 +113,7 @@ def _is_zip(path: Path) -> bool:
             'torch.load(sys.argv[1], weights_only=True).items()}, sys.argv[2])" '
             f"{shlex.quote(str(path))} {shlex.quote(str(target))}"
         )
-    return start == b"PK"
+    return start[:2] == b"PK"
 
 
 def _read_npz(path: Path) -> Source:

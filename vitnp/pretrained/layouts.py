@@ -6,6 +6,10 @@ A row of a table is one array of a layout: its name there, vitnp's name for it, 
     M    width of the MLP            R  width of the pre-training head           Y    classes
     G    registers
 
+and in a stem's convolutions, each of its own size
+
+    h w  height, width of the kernel   i o  channels that it reads, and that it makes
+
 A blank parts two axes and letters side by side make one: "HK D" is (H·K, D). Beside vitnp's own shape of the same
 letters it says all of a conversion: split every axis into its letters, bring these into the other order, merge. So
 "D C P Q" (a convolution of PyTorch) beside "PQC D" is transpose(2, 3, 1, 0).reshape(P·Q·C, D).
@@ -18,12 +22,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 Table = dict[str, tuple[str, str]]
 Sizes = dict[str, int]
+
+PARTS = ("_proj", "1", "2", "3")  # the convolutions of a stem's unit, each with its norm
 
 # vitnp's own; q, k and v are the thirds of qkv
 OWN = {
@@ -67,12 +74,70 @@ OWN = {
 
 @dataclass(frozen=True)
 class Row:
-    """One array: its name in the layout and its shape, vitnp's name and its shape there."""
+    """One array: its name in the layout and its shape, vitnp's name and its shape there; and sizes of its own."""
 
     name: str
     shape: str
     own_name: str
     own_shape: str
+    sizes: Sizes = field(default_factory=dict)
+
+
+class Stem(NamedTuple):
+    """The ResNet of a hybrid: the units of each stage, the channels of the image and of the root."""
+
+    blocks: tuple[int, ...]
+    channels: int
+    width: int
+
+
+@dataclass(frozen=True)
+class StemLayout:
+    """How a layout calls the arrays of a stem.
+
+    Attributes:
+        root, unit: what precedes the names of the root's arrays, and of those of unit u of stage s.
+        first: the number of the first stage and of the first unit.
+        names: vitnp's names of what a root and a unit have, and the layout's.
+        kernel: the shape of a convolution.
+        bare_root: what precedes the names instead where there is a root alone.
+    """
+
+    root: str
+    unit: str
+    first: int
+    names: dict[str, str]
+    kernel: str
+    bare_root: str
+
+    def rows(self, stem: Stem) -> Iterator[Row]:
+        """Yield a row for every array of a stem."""
+        root = self.root if stem.blocks else self.bare_root
+        yield from self._pair(root, "stem.root", "", (7, stem.channels, stem.width))
+        c_in = stem.width
+        for s, units in enumerate(stem.blocks):
+            width = stem.width << s
+            for u in range(units):
+                theirs, own = self.unit.format(s=s + self.first, u=u + self.first), f"stem.stages.{s}.{u}"
+                if u == 0:
+                    yield from self._pair(theirs, own, "_proj", (1, c_in, 4 * width))
+                for number, size in ("1", (1, c_in, width)), ("2", (3, width, width)), ("3", (1, width, 4 * width)):
+                    yield from self._pair(theirs, own, number, size)
+                c_in = 4 * width
+
+    def _pair(self, theirs: str, own: str, which: str, size: tuple[int, int, int]) -> Iterator[Row]:
+        """Yield the rows of a convolution and of its norm."""
+        side, i, o = size
+        kernel = f"conv{which}.weight"
+        yield Row(
+            theirs + self.names[kernel],
+            self.kernel,
+            f"{own}.{kernel}",
+            "h w i o",
+            {"h": side, "w": side, "i": i, "o": o},
+        )
+        for name in (f"norm{which}.gamma", f"norm{which}.beta"):
+            yield Row(theirs + self.names[name], "o", f"{own}.{name}", "o", {"o": o})
 
 
 @dataclass(frozen=True)
@@ -86,6 +151,7 @@ class Layout:
         gelu, layer_norm_eps: what the layout's own programs compute with where its files say nothing.
         mean, representation: whether a network without class token, and one with a pre-training head, has a place in
             the programs that read it.
+        stem: how a hybrid's ResNet is called, where the layout has any.
     """
 
     outer: Table
@@ -96,9 +162,12 @@ class Layout:
     layer_norm_eps: float
     mean: bool
     representation: bool
+    stem: StemLayout | None = None
 
-    def rows(self, depth: int) -> Iterator[Row]:
-        """Yield a row for every array that a network of `depth` blocks may have."""
+    def rows(self, depth: int, stem: Stem | None = None) -> Iterator[Row]:
+        """Yield a row for every array that a network of `depth` blocks may have, behind a stem or none."""
+        if stem is not None and self.stem is not None:
+            yield from self.stem.rows(stem)
         for name, (own_name, shape) in self.outer.items():
             yield Row(name, shape, own_name, OWN[own_name])
         for i in range(depth):
@@ -150,6 +219,21 @@ GOOGLE = Layout(
     layer_norm_eps=1e-6,
     mean=True,
     representation=True,
+    stem=StemLayout(
+        root="",
+        unit="block{s}/unit{u}/",
+        first=1,
+        names={
+            "conv.weight": "conv_root/kernel",
+            "norm.gamma": "gn_root/scale",
+            "norm.beta": "gn_root/bias",
+            **{f"conv{n}.weight": f"conv{n}/kernel" for n in PARTS},
+            **{f"norm{n}.gamma": f"gn{n}/scale" for n in PARTS},
+            **{f"norm{n}.beta": f"gn{n}/bias" for n in PARTS},
+        },
+        kernel="h w i o",
+        bare_root="",
+    ),
 )
 
 TIMM = Layout(
@@ -192,6 +276,24 @@ TIMM = Layout(
     layer_norm_eps=1e-6,
     mean=True,
     representation=True,
+    stem=StemLayout(
+        root="patch_embed.backbone.stem.",
+        unit="patch_embed.backbone.stages.{s}.blocks.{u}.",
+        first=0,
+        names={
+            "conv.weight": "conv.weight",
+            "norm.gamma": "norm.weight",
+            "norm.beta": "norm.bias",
+            "conv_proj.weight": "downsample.conv.weight",
+            "norm_proj.gamma": "downsample.norm.weight",
+            "norm_proj.beta": "downsample.norm.bias",
+            **{f"conv{n}.weight": f"conv{n}.weight" for n in PARTS[1:]},
+            **{f"norm{n}.gamma": f"norm{n}.weight" for n in PARTS[1:]},
+            **{f"norm{n}.beta": f"norm{n}.bias" for n in PARTS[1:]},
+        },
+        kernel="o i h w",
+        bare_root="patch_embed.backbone.",
+    ),
 )
 
 HUGGINGFACE = Layout(

@@ -16,8 +16,8 @@ from numpy.typing import DTypeLike
 
 from vitnp.checkpoint import CheckpointError, Tensors
 from vitnp.pretrained.files import Source, read_source
-from vitnp.pretrained.layouts import LAYOUTS, Layout, Row, Sizes, axes, places, turn
-from vitnp.pretrained.positions import RULES, resize_grid
+from vitnp.pretrained.layouts import LAYOUTS, Layout, Row, Sizes, Stem, axes, places, turn
+from vitnp.pretrained.positions import RULES, check_rule, resize_grid
 from vitnp.vit import ConfigError, VisionTransformer, ViTConfig, _pair
 
 LAYER_SCALE = 1e-5  # where timm's layer scale starts unless it is told; what it has become is in the file
@@ -65,6 +65,8 @@ def load_pretrained(
     which argument is wanted, or which contradicts the file; ValueError for an unknown rule.
     """
     path = Path(path)
+    if resize is not None:
+        check_rule(resize)
     source = read_source(path)
     given = {"num_heads": num_heads, "grid": grid, "gelu": gelu, "layer_norm_eps": layer_norm_eps}
     network = _examine(path, source, {name: value for name, value in given.items() if value is not None})
@@ -99,7 +101,8 @@ def _examine(path: Path, source: Source, given: dict[str, Any]) -> Network:
     """Compare all arrays with those of the layout, and find out what network they are of."""
     layout = LAYOUTS[source.layout]
     tensors = _rename(path, layout, source.tensors)
-    rows = _expected_rows(layout, tensors)
+    stem = _find_stem(layout, tensors)
+    rows = _expected_rows(layout, tensors, stem)
     sizes = _measure(rows, tensors)
     names = {row.name for row in rows}
     floats = {name: tensor for name, tensor in tensors.items() if tensor.dtype.kind == "f"}
@@ -123,7 +126,7 @@ def _examine(path: Path, source: Source, given: dict[str, Any]) -> Network:
                 f"{path}: {name} is said to be {value}, but the file says {source.described[name]}: leave it out"
             )
     try:
-        config = _configure(path, layout, sizes, rows, source.described | given)
+        config = _configure(path, layout, sizes, rows, stem, source.described | given)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
     return Network(config, sizes, rows, tensors)
@@ -135,6 +138,8 @@ def _rename(path: Path, layout: Layout, tensors: Tensors) -> Tensors:
     for name, tensor in _one_by_one(tensors):
         for pattern, replacement in layout.aliases:
             name = re.sub(pattern, replacement, name)
+        if re.search(r"(^|/)gn(_root|_proj|\d)/(scale|bias)$", name) and tensor.shape[:3] == (1, 1, 1):
+            tensor = tensor.reshape(-1)  # as older versions of flax have the norms of a stem
         if name in renamed:
             raise CheckpointError(f"{path}: {name} is there twice, under two of its names; expected one")
         renamed[name] = tensor
@@ -157,13 +162,36 @@ def _one_by_one(tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
             yield name, tensor
 
 
-def _expected_rows(layout: Layout, tensors: Tensors) -> list[Row]:
+def _find_stem(layout: Layout, tensors: Tensors) -> Stem | None:
+    """Return the ResNet that the names and the root's convolution tell, None where there is no sign of one."""
+    names = layout.stem
+    if names is None:
+        return None
+    unit = re.escape(names.unit).replace(r"\{s\}", r"(\d+)").replace(r"\{u\}", r"(\d+)")
+    places = [
+        tuple(int(n) - names.first for n in match.groups()) for name in tensors if (match := re.match(unit, name))
+    ]
+    places = [(s, u) for s, u in places if 0 <= s < len(tensors) and 0 <= u < len(tensors)]
+    roots = [start + names.names["conv.weight"] for start in (names.root, names.bare_root)]
+    root = next((tensors[name] for name in roots if name in tensors), None)
+    if root is None and not places:
+        return None
+    stages = range(max((s for s, _ in places), default=-1) + 1)
+    blocks = tuple(max((u for s, u in places if s == stage), default=0) + 1 for stage in stages)
+    channels, width = 3, 64  # where the root is missing, which is then said
+    if root is not None and root.ndim == 4:
+        lengths = dict(zip(names.kernel.split(), root.shape, strict=True))
+        channels, width = lengths["i"], lengths["o"]
+    return Stem(blocks, channels, width)
+
+
+def _expected_rows(layout: Layout, tensors: Tensors, stem: Stem | None) -> list[Row]:
     """Return the rows of a network with as many blocks as the names count, and with those optional parts that exist."""
     block = re.escape(layout.block).replace(r"\{i\}", r"(\d+)")
     numbers = [int(match[1]) for name in tensors if (match := re.match(block, name))]
     # a number that is too large for so few arrays is an entry that is not expected, not a depth
     depth = max((i for i in numbers if i < len(tensors)), default=0) + 1
-    rows = list(layout.rows(depth))
+    rows = list(layout.rows(depth, stem))
     found = [row.own_name for row in rows if row.name in tensors]
     optional = ["pre_logits.", "head.", "reg_token", r"blocks\.\d+\.attn\.[qk]_norm", r"blocks\.\d+\.ls[12]"]
     for part in ["cls_token"] * layout.mean + optional:
@@ -177,7 +205,7 @@ def _measure(rows: list[Row], tensors: Tensors) -> Sizes:
     votes: dict[str, Counter[int]] = defaultdict(Counter)
     for row in rows:
         letters, shape = row.shape.split(), tensors[row.name].shape if row.name in tensors else ()
-        if len(letters) == len(shape):
+        if len(letters) == len(shape) and not row.sizes:
             for letter, length in zip(letters, shape, strict=True):
                 votes[letter][length] += 1
     sizes = {letter: counts.most_common(1)[0][0] for letter, counts in votes.items()} | {"1": 1, "3": 3}
@@ -193,7 +221,7 @@ def _misshaped(row: Row, tensors: Tensors, sizes: Sizes) -> str:
     """Say what is wrong with an array that is there; nothing where it is as it should be."""
     if row.name not in tensors:
         return ""
-    tensor = tensors[row.name]
+    tensor, sizes = tensors[row.name], sizes | row.sizes
     known = all(letter in sizes for letter in row.shape.replace(" ", ""))
     expected = axes(row.shape, sizes) if known else None
     if tensor.shape == expected and tensor.dtype.kind == "f":
@@ -201,18 +229,22 @@ def _misshaped(row: Row, tensors: Tensors, sizes: Sizes) -> str:
     return f"{row.name} is {tensor.dtype} {tensor.shape}, expected floats {expected or row.shape}"
 
 
-def _configure(path: Path, layout: Layout, sizes: Sizes, rows: list[Row], told: dict[str, Any]) -> ViTConfig:
+def _configure(
+    path: Path, layout: Layout, sizes: Sizes, rows: list[Row], stem: Stem | None, told: dict[str, Any]
+) -> ViTConfig:
     """Return the configuration that the shapes, and what the file or the caller told, make together."""
     own_names = {row.own_name for row in rows}
     found: dict[str, Any] = {name: sizes[letter] for name, letter in LETTERS.items() if letter in sizes}
     found |= {
         "patch_size": (sizes["P"], sizes["Q"]),
-        "depth": sum(name.endswith(".norm1.gamma") for name in own_names),
+        "depth": sum(name.startswith("blocks.") and name.endswith(".norm1.gamma") for name in own_names),
         "pool": "token" if "cls_token" in own_names else "mean",
         "representation_size": sizes["R"] if "pre_logits.weight" in own_names else None,
         "registers": sizes["G"] if "reg_token" in own_names else 0,
         "qk_norm": "blocks.0.attn.q_norm.gamma" in own_names,
     }
+    if stem is not None:
+        found |= {"channels": stem.channels, "stem_blocks": stem.blocks, "stem_width": stem.width / 64}
     if "blocks.0.ls1.gamma" in own_names:
         found["layer_scale"] = told.get("layer_scale") or LAYER_SCALE
     if any({"H", "K"} & {*row.shape.split()} for row in rows):
@@ -223,7 +255,10 @@ def _configure(path: Path, layout: Layout, sizes: Sizes, rows: list[Row], told: 
             "(published networks have 64 columns a head, so num_heads = dim / 64)"
         )
     rows_columns = _find_grid(path, sizes["N"], found, told)
-    found["image_size"] = tuple(n * side for n, side in zip(rows_columns, found["patch_size"], strict=True))
+    stride = 1 if stem is None else 4 << max(0, len(stem.blocks) - 1)
+    found["image_size"] = tuple(n * side * stride for n, side in zip(rows_columns, found["patch_size"], strict=True))
+    if stem is not None and "image_size" in told:
+        found["image_size"] = told["image_size"]  # of which the grid is that of the next multiple
     told = {name: value for name, value in told.items() if name != "grid"}
     config = ViTConfig(**{"gelu": layout.gelu, "layer_norm_eps": layout.layer_norm_eps, **told, **found})
     for name, value in told.items():
@@ -240,7 +275,8 @@ def _find_grid(path: Path, positions: int, found: dict[str, Any], told: dict[str
     squares = [n for n in (counts if found["registers"] else counts[:1]) if n > 0 and math.isqrt(n) ** 2 == n]
     if "image_size" in told:
         (H, W), (P_h, P_w) = _pair("image_size", told["image_size"]), found["patch_size"]
-        grid = H // P_h, W // P_w
+        stride = 1 if "stem_blocks" not in found else 4 << max(0, len(found["stem_blocks"]) - 1)
+        grid = -(-H // stride) // P_h, -(-W // stride) // P_w
     elif "grid" in told or squares:
         grid = _pair("grid", told["grid"] if "grid" in told else math.isqrt(squares[0]))
     else:
@@ -264,7 +300,7 @@ def _fill(path: Path, model: VisionTransformer, network: Network, resize: str | 
         if row.own_name == "pos_embed":
             place[...], of_registers = _positions(path, array, model.config, network.config.grid, resize)
         elif same_head or not row.own_name.startswith("head."):
-            place[...] = turn(array, row.shape, row.own_shape, network.sizes)
+            place[...] = turn(array, row.shape, row.own_shape, network.sizes | row.sizes)
     if model.config.registers:
         own["reg_token"][...] += of_registers  # vitnp's have no position: what is added to them anyway is theirs
 

@@ -21,10 +21,15 @@ import numpy as np
 RULES = ("align-corners", "bilinear", "bicubic", "bicubic-antialias")
 
 
-def resize_grid(positions: np.ndarray, size: tuple[int, int], rule: str) -> np.ndarray:
-    """(rows, columns, D) -> (*size, D), in float64. Raises ValueError for an unknown rule."""
+def check_rule(rule: str) -> None:
+    """Raise ValueError for an unknown rule."""
     if rule not in RULES:
         raise ValueError(f"resize is {rule!r}; choose one of {', '.join(map(repr, RULES))}")
+
+
+def resize_grid(positions: np.ndarray, size: tuple[int, int], rule: str) -> np.ndarray:
+    """(rows, columns, D) -> (*size, D), in float64. Raises ValueError for an unknown rule."""
+    check_rule(rule)
     by_row, by_column = (resize_matrix(n, m, rule) for n, m in zip(positions.shape[:2], size, strict=True))
     rows, columns, D = positions.shape
     stretched = (by_row @ positions.reshape(rows, -1)).reshape(-1, columns, D)

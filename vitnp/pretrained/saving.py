@@ -15,7 +15,7 @@ from vitnp.backend import to_cpu
 from vitnp.checkpoint import Tensors
 from vitnp.durable import write_atomically
 from vitnp.pretrained.files import DESCRIBED, GELUS, NOTE, NOTED, NOTED_LATER
-from vitnp.pretrained.layouts import LAYOUTS, Sizes, places, turn
+from vitnp.pretrained.layouts import LAYOUTS, Sizes, Stem, places, turn
 from vitnp.vit import VisionTransformer, ViTConfig
 
 SUFFIXES = {"google": ".npz", "huggingface": ""}
@@ -56,12 +56,17 @@ def _arrays(model: VisionTransformer, name: str) -> Tensors:
         raise ValueError(f'the layout {name} has no network without class token: use "google" or "timm"')
     if config.representation_size is not None and not layout.representation:
         raise ValueError(f"the layout {name} has no classifier after a pre-training head: use another")
+    if config.stem_blocks is not None and layout.stem is None:
+        raise ValueError(f'the layout {name} has no ResNet in front of the transformer: use "google" or "timm"')
     if (config.positions, config.pos_at) != ("learned", "stem"):
         raise ValueError(
             f"the layout {name} has no positions {config.positions!r} at {config.pos_at!r}: it has learned ones at the "
             "stem; save_checkpoint keeps any"
         )
-    rows = list(layout.rows(config.depth))
+    stem = None
+    if config.stem_blocks is not None:
+        stem = Stem(config.stem_blocks, config.channels, round(64 * config.stem_width))
+    rows = list(layout.rows(config.depth, stem))
     known = {row.own_name.replace("attn.q.", "attn.qkv.") for row in rows}
     if unknown := [parameter for parameter in model.parameters() if parameter not in known]:
         raise ValueError(f"the layout {name} has no place for {', '.join(unknown)}: save_checkpoint keeps any")
@@ -71,10 +76,11 @@ def _arrays(model: VisionTransformer, name: str) -> Tensors:
     if bad := [parameter for parameter, array in own.items() if not np.isfinite(array).all()]:
         raise ValueError(f"{', '.join(bad)} holds NaN or infinity: such a file would be of no use, so none is written")
     sizes, own = _sizes(config), places(own)
+    sizes["C"] = model.patch_embed.weight.shape[0] // (sizes["P"] * sizes["Q"])  # of the stem's map, where there is one
     first = int(config.pool == "token")  # other programs' registers come before the patches, and have positions
     own["pos_embed"] = np.insert(own["pos_embed"], [first] * config.registers, 0, axis=1)
     return {
-        row.name: np.ascontiguousarray(turn(own[row.own_name], row.own_shape, row.shape, sizes))
+        row.name: np.ascontiguousarray(turn(own[row.own_name], row.own_shape, row.shape, sizes | row.sizes))
         for row in rows
         if row.own_name in own
     }
@@ -83,7 +89,7 @@ def _arrays(model: VisionTransformer, name: str) -> Tensors:
 def _sizes(config: ViTConfig) -> Sizes:
     P, Q = config.patch_size
     H, D = config.num_heads, config.dim
-    sizes = {"1": 1, "3": 3, "P": P, "Q": Q, "C": config.channels, "N": config.num_tokens, "D": D, "H": H, "K": D // H}
+    sizes = {"1": 1, "3": 3, "P": P, "Q": Q, "N": config.num_tokens, "D": D, "H": H, "K": D // H}
     return sizes | {
         "G": config.registers,
         "M": config.mlp_dim,
