@@ -51,7 +51,8 @@ class MaskedPatchPrediction(VisionTransformer):
         config: sizes of the network; `num_classes` becomes the number of colours, and there is no pre-logits layer.
         rng, dtype: as for `VisionTransformer`, with the same initial values for the same seed; [mask] comes after.
 
-    `features`, which read the images uncorrupted, are those of `backbone()`. Raises ConfigError for a single patch, and a stem.
+    `features`, which read the images uncorrupted, are those of `backbone()`. Raises ConfigError for a single patch, and
+    for a stem.
     """
 
     def __init__(
@@ -60,7 +61,8 @@ class MaskedPatchPrediction(VisionTransformer):
         config = dataclasses.replace(config, num_classes=LEVELS**config.channels, representation_size=None)
         if config.stem_blocks is not None:
             raise ConfigError(
-                f"stem_blocks is {config.stem_blocks}; expected None: behind a stem, whose windows overlap, no patch is hidden"
+                f"stem_blocks is {config.stem_blocks}; expected None: behind a stem, whose windows overlap, no patch is "
+                "hidden"
             )
         if config.num_patches < 2:
             raise ConfigError(f"patch_size {config.patch_size} makes 1 patch of an image; expected 2 or more")
