@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 import vitnp
-from vitnp.nonfinite import check_variances
+from vitnp.nonfinite import check_update, check_variances
+from vitnp.optim import in_one_part
 
 WORKLOADS = {
     "mnist-p7": ({"image_size": 28, "patch_size": 7, "dim": 64, "depth": 6}, 128),
@@ -31,7 +32,8 @@ def save_and_load(path: Path) -> tuple[float, float]:
 def share_of_checks(name: str) -> float:
     """Return the share of a training step that its looking for NaN and infinity takes, were its norm not needed anyway.
 
-    On one core and shard: what a step looks at are the logits, rstd of every layer norm, and the gradient's norm.
+    On one core and shard: what a step looks at are the logits, rstd of every layer norm, the gradient's norm, and the
+    parameters after their update.
     """
     fields, batch = WORKLOADS[name]
     model = vitnp.VisionTransformer(vitnp.ViTConfig(**fields), rng=0)
@@ -47,6 +49,7 @@ def share_of_checks(name: str) -> float:
         check_variances(step._norms, ctx)
         assert (logits.real < np.inf).all()
         assert np.isfinite(np.sqrt(gradients @ gradients))
+        check_update(model, in_one_part)
 
     return _median(look, 101) / whole
 
