@@ -35,6 +35,7 @@ OPTIONS = [
     {"positions": "sincos", "dim": 8, "pos_at": "shared"},
     {"positions": "none", "pool": "mean"},
     {"positions": "relative"},
+    {"registers": 3, "layer_scale": 0.1, "qk_norm": True, "stochastic_depth": 0.3},
 ]
 
 

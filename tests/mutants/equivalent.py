@@ -9,6 +9,14 @@ _STEP = "vitnp/optim.py: step: block = 1 << 15 if array_module(flat) is np else 
 
 _AVERAGE = "vitnp/moving_average.py: update: block = 1 << 15 if array_module(p) is np else p.size  ->  "
 
+_OUTLINES = "vitnp/inspection/outlines.py: "
+_POP = _OUTLINES + "_reshaped_strides: elements, stride = runs.pop() if runs else (1, 0)  ->  "
+_ASKED = _OUTLINES + "reshape: asked = shape[0] if isinstance(shape[0], tuple) else shape  ->  asked = "
+_NEW_AXIS = _OUTLINES + "__getitem__: strides.append(0)  ->  "
+_ONE_ELEMENT = "along an axis of one element no stride is ever taken"
+_ALONE = "a tuple comes alone: it is the first and the last"
+_AS_LONG = "shape and strides are equally long"
+
 EQUIVALENT: dict[str, str] = {
     _AVERAGE + "block = (1 << 15)": _BLOCK,
     _AVERAGE + "block = p.size": _BLOCK,
@@ -30,4 +38,16 @@ EQUIVALENT: dict[str, str] = {
     "vitnp/kernels/cpu.py: gelu_tanh: if within is not x_:  ->  if True:": "where nothing was limited, y is as it was",
     "vitnp/kernels/cpu.py: softmax_backward: for dp_, p_, dx_ in _row_blocks(dp.shape[-1], dp, p, dx):  ->  "
     "for dp_, p_, dx_ in _row_blocks(dp.shape[0], dp, p, dx):": _BLOCK,
+    _POP + "elements, stride = runs.pop() if runs else (2, 0)": "with no run left, only axes of one element are",
+    _POP + "elements, stride = runs.pop() if runs else (0, 0)": "with no run left, only axes of one element are",
+    _POP + "elements, stride = runs.pop() if runs else (1, 1)": _ONE_ELEMENT,
+    _POP + "elements, stride = runs.pop() if runs else (1, -1)": _ONE_ELEMENT,
+    _NEW_AXIS + "strides.append(1)": _ONE_ELEMENT,
+    _NEW_AXIS + "strides.append(-1)": _ONE_ELEMENT,
+    _ASKED + "shape[0] if isinstance(shape[-1], tuple) else shape": _ALONE,
+    _ASKED + "shape[-1] if isinstance(shape[0], tuple) else shape": _ALONE,
+    _OUTLINES + "_reshaped_strides: for side, stride in zip(shape, strides, strict=True):  ->  "
+    "for side, stride in zip(shape, strides, strict=False):": _AS_LONG,
+    _OUTLINES + "__getitem__: axes, shape, strides = iter(zip(self.shape, self.strides, strict=True)), [], []  ->  "
+    "axes, shape, strides = iter(zip(self.shape, self.strides, strict=False)), [], []": _AS_LONG,
 }
