@@ -198,6 +198,8 @@ def test_a_matrix_product_counts_two_operations_for_each_product_of_numbers(a, b
     assert xp.flops == 2 * products
     xp.matmul(xp.empty(a), np.ones(b), out=y)
     assert xp.flops == 4 * products
+    xp.matmul(np.ones(a), xp.empty(b))
+    assert xp.flops == 6 * products
 
 
 def test_a_product_with_ones_is_a_sum_and_not_counted():

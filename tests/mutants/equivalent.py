@@ -50,4 +50,6 @@ EQUIVALENT: dict[str, str] = {
     "for side, stride in zip(shape, strides, strict=False):": _AS_LONG,
     _OUTLINES + "__getitem__: axes, shape, strides = iter(zip(self.shape, self.strides, strict=True)), [], []  ->  "
     "axes, shape, strides = iter(zip(self.shape, self.strides, strict=False)), [], []": _AS_LONG,
+    "vitnp/inspection/summary.py: _folded: _place(part[0].path) for part in (first, others[0], others[-1])  ->  "
+    "_place(part[-1].path) for part in (first, others[0], others[-1])": "all layers of a block have its place in the list",
 }
