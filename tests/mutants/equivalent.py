@@ -51,5 +51,5 @@ EQUIVALENT: dict[str, str] = {
     _OUTLINES + "__getitem__: axes, shape, strides = iter(zip(self.shape, self.strides, strict=True)), [], []  ->  "
     "axes, shape, strides = iter(zip(self.shape, self.strides, strict=False)), [], []": _AS_LONG,
     "vitnp/inspection/summary.py: _folded: _place(part[0].path) for part in (first, others[0], others[-1])  ->  "
-    "_place(part[-1].path) for part in (first, others[0], others[-1])": "all layers of a block have its place in the list",
+    "_place(part[-1].path) for part in (first, others[0], others[-1])": "all in a block have its place in the list",
 }
