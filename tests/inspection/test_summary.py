@@ -271,6 +271,17 @@ def test_a_block_that_is_another_is_printed_by_itself():
     assert paths == ["blocks.0", "blocks.1", "blocks.2", "blocks.3"]
 
 
+def test_a_block_with_a_layer_of_another_kind_is_printed_by_itself():
+    class Other(Linear):
+        pass
+
+    model = hard_model("float32", depth=3)
+    model.blocks[1].mlp.fc1 = Other(6, 7)
+    model.built(rng=None)
+    paths = [row[0] for row in table(vitnp.summary(model)) if row[0].count(".") == 1]
+    assert paths == ["blocks.0", "blocks.1", "blocks.2"]
+
+
 @pytest.mark.parametrize("size", ["B/16", "H/14"])
 def test_columns_add_up_to_the_totals(size):
     rows = table(vitnp.summary(vitnp.ViTConfig.named(size), 8))

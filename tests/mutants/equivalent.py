@@ -15,7 +15,7 @@ _ASKED = _OUTLINES + "reshape: asked = shape[0] if isinstance(shape[0], tuple) e
 _NEW_AXIS = _OUTLINES + "__getitem__: strides.append(0)  ->  "
 _ONE_ELEMENT = "along an axis of one element no stride is ever taken"
 _ALONE = "a tuple comes alone: it is the first and the last"
-_AS_LONG = "shape and strides are equally long"
+_AS_LONG = "what is taken side by side is equally long"
 
 EQUIVALENT: dict[str, str] = {
     _AVERAGE + "block = (1 << 15)": _BLOCK,
@@ -52,4 +52,7 @@ EQUIVALENT: dict[str, str] = {
     "axes, shape, strides = iter(zip(self.shape, self.strides, strict=False)), [], []": _AS_LONG,
     "vitnp/inspection/summary.py: _folded: _place(part[0].path) for part in (first, others[0], others[-1])  ->  "
     "_place(part[-1].path) for part in (first, others[0], others[-1])": "all in a block have its place in the list",
+    "vitnp/inspection/summary.py: _folded: parameters, flops, saved = (sum(column) for column in "
+    "zip(*(layer[3:] for layer in flat), strict=True))  ->  parameters, flops, saved = (sum(column) for column in "
+    "zip(*(layer[3:] for layer in flat), strict=False))": _AS_LONG,
 }
