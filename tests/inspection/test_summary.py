@@ -10,7 +10,7 @@ from helpers import LAYERS, hard_model, images_for, labels_for, make_layer, one_
 import vitnp
 from vitnp.inspection.outlines import UnknownOperation
 from vitnp.inspection.summary import trace
-from vitnp.layers import Attention, Linear
+from vitnp.layers import MLP, Attention, Linear
 
 # Numbers of parameters as timm 1.0 builds the networks with 1000 classes at 224 pixels; thousand millions of
 # multiply-adds of a forward as timm tells them, which counts a little of what is done element by element.
@@ -193,14 +193,14 @@ def test_a_layer_that_the_pass_does_not_come_to_has_no_output():
 
 
 def test_a_layer_that_uses_a_function_without_a_rule_is_an_error_that_names_both():
-    class Sorting(Linear):
+    class Sorting(MLP):
         def forward(self, x, ctx):
-            return vitnp.array_module(x).sort(x)
+            return vitnp.array_module(x).sort(super().forward(x, ctx))  # after the layers in it have ended
 
     model = hard_model("float32")
-    model.blocks[1].mlp.fc1 = Sorting(6, 7)
+    model.blocks[1].mlp = Sorting(6, 7)
     model.built(rng=None)
-    with pytest.raises(UnknownOperation, match=r"^Sorting 'blocks\.1\.mlp\.fc1': the function sort has no rule for"):
+    with pytest.raises(UnknownOperation, match=r"^Sorting 'blocks\.1\.mlp': the function sort has no rule for"):
         vitnp.summary(model)
 
 
