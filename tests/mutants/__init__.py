@@ -1,6 +1,6 @@
 """The tests, tested: mistakes put into the sources on purpose, each of which some test must notice.
 
-    seeded.py       93 mistakes that were made in networks written by hand, as patches
+    seeded.py       mistakes that were made in networks written by hand, as patches
     automatic.py    one small change after another in every backward and in the optimizer's step
     equivalent.py   those of the small changes that change nothing, and why
     trial.py        the package copied, patched, and its tests run on it

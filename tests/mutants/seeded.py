@@ -573,7 +573,7 @@ _GRADIENT: tuple[tuple, ...] = (
     ),
     (
         "registers-gradient-in-the-mean",
-        "head",
+        "classifier",
         "registers get a gradient from a mean that leaves them out",
         (
             HEAD,
