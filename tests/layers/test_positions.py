@@ -9,7 +9,7 @@ from vitnp.initializers import normal as normal_init
 from vitnp.initializers import sincos_1d, sincos_2d
 from vitnp.layers import Positions
 
-GRID, D, N = (2, 3), 8, 9  # a class token, six patches and two more
+GRID, D, N = (2, 3), 8, 10  # a class token, six patches and three more
 KINDS = ("learned", "learned-2d", "sincos")
 
 
@@ -26,7 +26,7 @@ def added(layer, tokens=N):
 
 def test_learned_vectors_are_added_to_the_class_token_and_the_patches():
     layer = positions("learned")
-    assert np.array_equal(added(layer), np.concatenate([layer.pos_embed[0], np.zeros((2, D))]))
+    assert np.array_equal(added(layer), np.concatenate([layer.pos_embed[0], np.zeros((3, D))]))
 
 
 @pytest.mark.parametrize("first", [0, 1])

@@ -8,6 +8,10 @@ _WITHIN = f"vitnp/kernels/cpu.py: gelu_tanh: within = x_ if x_ @ x_ < LARGE else
 _STEP = "vitnp/optim.py: step: block = 1 << 15 if array_module(flat) is np else layout.size  ->  "
 
 _AVERAGE = "vitnp/moving_average.py: update: block = 1 << 15 if array_module(p) is np else p.size  ->  "
+_SIDES = (
+    "vitnp/layers/relative_positions.py: backward: "
+    "sides = zip(AXES, (s.q_by_row, s.q_by_column), (dpairs.sum(-1), dpairs.sum(-2)), "
+)
 
 _OUTLINES = "vitnp/inspection/outlines.py: "
 _POP = _OUTLINES + "_reshaped_strides: elements, stride = runs.pop() if runs else (1, 0)  ->  "
@@ -32,6 +36,7 @@ EQUIVALENT: dict[str, str] = {
     _STEP + "block = 2 << 15 if array_module(flat) is np else layout.size": _BLOCK,
     _STEP + "block = 1 << 16 if array_module(flat) is np else layout.size": _BLOCK,
     _STEP + "block = 1 << 14 if array_module(flat) is np else layout.size": _BLOCK,
+    _SIDES + "strict=True)  ->  " + _SIDES.partition("backward: ")[2] + "strict=False)": "a grid has two axes, always",
     "vitnp/optim.py: step: if self.weight_decay:  ->  if True:": "without decay the factor is 1 - lr · 0 = 1, exactly",
     _WITHIN + f"x_ if (x_ @ x_ <= LARGE) else {_LIMITED}": "of a sum that is LARGE itself, either will do",
     _WITHIN + f"({_LIMITED})": "where nothing overflows, the limits change no digit, but take time",

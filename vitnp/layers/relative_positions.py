@@ -97,13 +97,13 @@ class RelativePositions(Layer):
     def _keys(self, name: str) -> Array:
         """The embeddings (R, R', K) of the offsets r − r', or those of columns."""
         embeddings = getattr(self, name)
-        count = (len(embeddings) + 1) // 2
+        count = len(embeddings) // 2 + 1
         return (self._choice(name) @ embeddings).reshape(count, count, -1)
 
     def _choice(self, name: str) -> Array:
         """Zeros and a one in each row (r, r'), where r − r' is among the offsets: (R R', 2R − 1)."""
         embeddings = getattr(self, name)
         xp, offsets = array_module(embeddings), len(embeddings)
-        place = xp.arange((offsets + 1) // 2)
+        place = xp.arange(offsets // 2 + 1)
         chosen = (place[:, None] - place + offsets // 2).reshape(-1, 1) == xp.arange(offsets)
         return chosen.astype(embeddings.dtype)
