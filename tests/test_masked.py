@@ -175,6 +175,12 @@ def test_colours_that_are_not_of_every_patch_are_refused():
         model.targets(np.zeros(B, int), Context(rng=0))
 
 
+def test_a_stem_is_refused_through_which_hidden_patches_would_be_seen():
+    config = vitnp.ViTConfig(image_size=32, patch_size=1, stem_blocks=(1,))
+    with pytest.raises(ConfigError, match=r"stem_blocks is \(1,\); expected None: a stem's windows overlap"):
+        vitnp.MaskedPatchPrediction(config, rng=None)
+
+
 def test_an_image_of_one_patch_is_refused():
     with pytest.raises(ConfigError, match=r"patch_size \(6, 8\) makes 1 patch of an image; expected 2 or more"):
         MaskedPatchPrediction(vitnp.ViTConfig(**{**GREY, "patch_size": (6, 8)}))

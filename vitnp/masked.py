@@ -61,8 +61,7 @@ class MaskedPatchPrediction(VisionTransformer):
         config = dataclasses.replace(config, num_classes=LEVELS**config.channels, representation_size=None)
         if config.stem_blocks is not None:
             raise ConfigError(
-                f"stem_blocks is {config.stem_blocks}; expected None: behind a stem, whose windows overlap, "
-                "no patch is hidden"
+                f"stem_blocks is {config.stem_blocks}; expected None: a stem's windows overlap, so no patch is hidden"
             )
         if config.num_patches < 2:
             raise ConfigError(f"patch_size {config.patch_size} makes 1 patch of an image; expected 2 or more")

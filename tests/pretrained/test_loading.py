@@ -16,6 +16,7 @@ from helpers import error, hard_model, same_bits, worst_error
 from safetensors.numpy import load_file, save_file
 
 import vitnp
+from vitnp.pretrained.files import read_scale
 
 REFERENCE = Path(__file__).parent.parent / "reference" / "pretrained"
 # what the files do not tell
@@ -540,7 +541,8 @@ def test_all_that_is_missing_extra_or_misshaped_is_listed(timm):
         "missing: blocks.0.attn.qkv.weight, norm.bias; not expected: blocks.1.attn.norm.weight, fc_norm.weight; "
         "misshaped: cls_token is float64 (1, 1, 8), expected floats (1, 1, 6), "
         "head.bias is int64 (5,), expected floats (5,), "
-        "blocks.1.mlp.fc1.weight is float64 (6, 7), expected floats (7, 6); not finite: norm.weight"
+        "blocks.1.mlp.fc1.weight is float64 (6, 7), expected floats (7, 6); not finite: norm.weight; "
+        "vitnp has the final norm before the mean of the tokens, and timm's fc_norm is after it: fc_norm=False"
     )
 
 
@@ -710,6 +712,62 @@ def test_a_header_whose_length_begins_as_a_pickle_or_an_archive_does_is_read(len
     (tmp_path / "m").write_bytes(length.to_bytes(8, "little") + header + content[end:])
     assert (tmp_path / "m").read_bytes()[:2] in (b"\x80\x12", b"PK")
     assert same_parameters(vitnp.load_pretrained(tmp_path / "m", "float64", **ASKED["timm"]), load("timm"))
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """A model of transformers in two files, and a way to change their index and read them."""
+    (tmp_path / "m").mkdir()
+    shutil.copy(file_of("huggingface") / "config.json", tmp_path / "m")
+    arrays, places = load_file(file_of("huggingface") / "model.safetensors"), {}
+    for number, names in enumerate((sorted(arrays)[:20], sorted(arrays)[20:]), start=1):
+        part = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: arrays[name] for name in names}, tmp_path / "m" / part)
+        places |= dict.fromkeys(names, part)
+
+    def read(change=lambda places: places, path=tmp_path / "m"):
+        index = {"metadata": {}, "weight_map": change(dict(places))}
+        (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps(index))
+        return vitnp.load_pretrained(path, "float64")
+
+    read.folder = tmp_path / "m"
+    return read
+
+
+def test_a_model_in_several_files_is_read_by_its_index(shards):
+    assert same_parameters(shards(), load("huggingface"))
+    assert same_parameters(shards(path=shards.folder / "model.safetensors.index.json"), load("huggingface"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda places: [*places], r"weight_map is \['.*; expected the file of each array by its name"),
+        (lambda places: {**places, "vit.layernorm.bias": 3}, "weight_map is {'.*; expected the file of each array"),
+        (lambda places: {**places, "more": "model-3.safetensors"}, r"model-3\.safetensors is not beside it: copy all"),
+        (lambda places: {**places, "more": "../m.safetensors"}, r"\.\./m\.safetensors is not beside it"),
+        (lambda places: {**places, "more": places["classifier.bias"]}, "more is in none of its files: copy them anew"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_files_is_refused(shards, change, message):
+    save_file({"more": np.ones(1)}, shards.folder.parent / "m.safetensors")
+    with pytest.raises(vitnp.CheckpointError, match=rf"model\.safetensors\.index\.json: {message}"):
+        shards(change)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[0.5]", r"\[0\.5\]; expected how transformers prepares an image"),
+        ("{", "no readable JSON: Expecting"),
+        ('{"image_mean": 0.5}', "image_mean is 0.5; expected a list of numbers, one a channel"),
+        ('{"image_std": ["half"]}', r"image_std is \['half'\]; expected a list of numbers"),
+    ],
+)
+def test_a_scale_that_is_none_is_refused(content, message, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(vitnp.CheckpointError, match=rf"preprocessor_config\.json: {message}"):
+        read_scale(tmp_path)
 
 
 def test_what_is_not_there_is_named_with_what_is(tmp_path):

@@ -18,6 +18,7 @@ import numpy as np
 from vitnp.checkpoint import CheckpointError, Tensors
 
 PICKLE = "pytorch_model.bin"  # where older folders of transformers have no model.safetensors
+INDEX = "model.safetensors.index.json"  # where a large model is in several files, and this says what is in which
 NOTE = "vitnp.config"  # where the metadata of a safetensors file, or a .npz file's comment, has what vitnp wrote
 PATCHES = {
     "patch_embed.proj.weight": "timm",
@@ -72,13 +73,17 @@ def read_source(path: Path) -> Source:
     Raises FileNotFoundError, or CheckpointError that says what was found and what was expected.
     """
     file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file() and (path / PICKLE).is_file():
-        file = path / PICKLE
+    for other in (INDEX, PICKLE):
+        if not file.is_file() and (path / other).is_file():
+            file = path / other
     if not file.is_file():
         held = f"; it has {sorted(p.name for p in path.iterdir())}" if path.is_dir() else ""
         raise FileNotFoundError(f"{file}: there is no such file{held}")
     try:
-        source = _read_npz(path) if _is_zip(file) else _read_safetensors(file)
+        if file.name == INDEX:
+            source = _read_shards(file)
+        else:
+            source = _read_npz(path) if _is_zip(file) else _read_safetensors(file)
         return source._replace(described=_read_config(file)) if source.layout == "huggingface" else source
     except CheckpointError:
         raise
@@ -91,8 +96,26 @@ def read_source(path: Path) -> Source:
 def read_scale(path: Path) -> tuple[list[float] | None, list[float] | None]:
     """Return the (mean, std) that a folder of transformers tells of its images, each None where it does not."""
     preprocessor = path / "preprocessor_config.json"
-    told = json.loads(preprocessor.read_text(encoding="utf-8")) if preprocessor.is_file() else {}
+    told = _read_object(preprocessor, "how transformers prepares an image") if preprocessor.is_file() else {}
+    for name in ("image_mean", "image_std"):
+        numbers = told.get(name)
+        right = isinstance(numbers, list) and all(type(number) in (int, float) for number in numbers)
+        if numbers is not None and not right:
+            raise CheckpointError(
+                f"{preprocessor}: {name} is {numbers!r:.40}; expected a list of numbers, one a channel"
+            )
     return told.get("image_mean"), told.get("image_std")
+
+
+def _read_object(path: Path, what: str) -> dict[str, Any]:
+    """Return what a file of JSON holds: an object, or CheckpointError says what was found instead of `what`."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: no readable JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: {found!r:.40}; expected {what}")
+    return found
 
 
 def _is_zip(path: Path) -> bool:
@@ -129,7 +152,29 @@ def _read_npz(path: Path) -> Source:
         return Source("google", tensors, _read_note(archive.comment.decode()))
 
 
+def _read_shards(index: Path) -> Source:
+    """Read the files that an index names, all of which must be there with what it says is in them."""
+    places = _read_object(index, "an index of safetensors files").get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise CheckpointError(f"{index}: weight_map is {places!r:.40}; expected the file of each array by its name")
+    tensors: Tensors = {}
+    for name in sorted(set(places.values())):
+        file = index.with_name(Path(name).name)  # beside the index, and nowhere else
+        if not file.is_file():
+            raise CheckpointError(f"{index}: {name} is not beside it: copy all files of the model")
+        tensors |= _read_arrays(file)[0]
+    if missing := sorted(places.keys() - tensors.keys()):
+        raise CheckpointError(f"{index}: {', '.join(missing[:3])} is in none of its files: copy them anew")
+    return Source(_layout_of(index, tensors), tensors, {})
+
+
 def _read_safetensors(path: Path) -> Source:
+    tensors, metadata = _read_arrays(path)
+    return Source(_layout_of(path, tensors), tensors, _read_note(metadata.get(NOTE, "")))
+
+
+def _read_arrays(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """Return the arrays and the metadata of a safetensors file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -139,8 +184,7 @@ def _read_safetensors(path: Path) -> Source:
         raise CheckpointError(f"{path}: no .npz and no readable safetensors file: {error}") from None
     if "vitnp" in metadata:
         raise CheckpointError(f"{path}: a checkpoint of vitnp's own: read it with vitnp.load_checkpoint")
-    tensors = _map_arrays(path)
-    return Source(_layout_of(path, tensors), tensors, _read_note(metadata.get(NOTE, "")))
+    return _map_arrays(path), metadata
 
 
 def _map_arrays(path: Path) -> Tensors:
@@ -187,12 +231,7 @@ def _read_config(file: Path) -> dict[str, Any]:
     path = file.with_name("config.json")
     if not path.is_file():
         raise CheckpointError(f"{file}: a model of transformers without its config.json, which must be beside it")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: no readable JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: {config!r:.40}; expected the configuration of a model of transformers")
+    config = _read_object(path, "the configuration of a model of transformers")
     expected = {"model_type": ("vit",), "hidden_act": tuple(GELUS), "pooler_act": ("tanh",), "qkv_bias": (True,)}
     usual = {"model_type": None, "hidden_act": "gelu", "pooler_act": "tanh", "qkv_bias": True}
     for name, choices in expected.items():

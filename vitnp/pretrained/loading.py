@@ -114,7 +114,7 @@ def _examine(path: Path, source: Source, given: dict[str, Any]) -> Network:
     }
     if any(problems.values()):
         listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
-        raise CheckpointError(f"{path}: not what the layout {source.layout} has; {listed}")
+        raise CheckpointError(f"{path}: not what the layout {source.layout} has; {listed}{_why_not(tensors)}")
     if sizes["H"] * sizes["K"] != sizes["D"]:
         raise CheckpointError(
             f"{path}: {sizes['H']} heads of {sizes['K']} columns in a width of {sizes['D']}; expected heads that "
@@ -130,6 +130,13 @@ def _examine(path: Path, source: Source, given: dict[str, Any]) -> Network:
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
     return Network(config, sizes, rows, tensors)
+
+
+def _why_not(tensors: Tensors) -> str:
+    """Say of a known kind of network that vitnp does not have it, and what would do."""
+    if "fc_norm.weight" in tensors:
+        return "; vitnp has the final norm before the mean of the tokens, and timm's fc_norm is after it: fc_norm=False"
+    return ""
 
 
 def _rename(path: Path, layout: Layout, tensors: Tensors) -> Tensors:
