@@ -30,6 +30,8 @@ NEAREST = {
     "vitnp/inspection/summary.py": ("inspection/test_summary.py",),
     "vitnp/kernels/cpu.py": ("kernels/test_cpu.py", "layers/test_layer_norm.py", "layers/test_gelu.py"),
     "vitnp/few_shot.py": ("test_few_shot.py",),
+    "vitnp/layers/bottleneck.py": ("layers/test_resnet.py",),
+    "vitnp/layers/windows.py": ("layers/test_conv.py", "layers/test_max_pool.py"),
     "vitnp/layers/patch_embed.py": ("layers/test_patch_embed.py",),
     "vitnp/losses.py": ("test_losses.py",),
     "vitnp/moving_average.py": ("test_moving_average.py",),

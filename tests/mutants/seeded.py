@@ -1,7 +1,7 @@
 """Mistakes, as patches of the real sources: each of them was made in some network written by hand.
 
-    gradient    76  a backward that is not the derivative of its forward
-    forward     20  forward and backward agree, and the network is not a Vision Transformer: no gradient check sees it
+    gradient    88  a backward that is not the derivative of its forward
+    forward     26  forward and backward agree, and the network is not a Vision Transformer: no gradient check sees it
     optimizer   20  an update that is not Adam's or SGD's, an average that is another
     structural   4  right numbers once, by a pass that leaves traces
     costs        8  a summary that counts what is not there, or something twice
@@ -20,16 +20,20 @@ from mutants.trial import Edit
 ATTENTION = "vitnp/layers/attention.py"
 AVERAGE = "vitnp/moving_average.py"
 BLOCK = "vitnp/layers/block.py"
+BOTTLENECK = "vitnp/layers/bottleneck.py"
 CONTEXT = "vitnp/context.py"
+CONV = "vitnp/layers/conv.py"
 CPU = "vitnp/kernels/cpu.py"
 DROPOUT = "vitnp/layers/dropout.py"
 EMBEDDINGS = "vitnp/layers/embeddings.py"
 GELU = "vitnp/layers/gelu.py"
+GROUP_NORM = "vitnp/layers/group_norm.py"
 HEAD = "vitnp/layers/head.py"
 LAYER_NORM = "vitnp/layers/layer_norm.py"
 LAYER_SCALE = "vitnp/layers/layer_scale.py"
 LINEAR = "vitnp/layers/linear.py"
 LOSSES = "vitnp/losses.py"
+MAX_POOL = "vitnp/layers/max_pool.py"
 OPTIM = "vitnp/optim.py"
 OUTLINES = "vitnp/inspection/outlines.py"
 PARALLEL = "vitnp/parallel.py"
@@ -38,7 +42,9 @@ POSITIONS = "vitnp/layers/positions.py"
 RELATIVE = "vitnp/layers/relative_positions.py"
 STOCHASTIC_DEPTH = "vitnp/layers/stochastic_depth.py"
 VIT = "vitnp/vit.py"
+RELU = "vitnp/layers/relu.py"
 SOFTMAX = "vitnp/layers/softmax.py"
+WINDOWS = "vitnp/layers/windows.py"
 SUMMARY = "vitnp/inspection/summary.py"
 
 
@@ -960,9 +966,129 @@ _COSTS: tuple[tuple, ...] = (
     ),
 )
 
+UNIT = "stem.stages.0.1"
+DW_HAT = "dw = (dw_hat - dw_hat.mean(0) - w_hat * (dw_hat * w_hat).mean(0) * (s / divisor)) / s"
+PUT_BACK = "self._put_back(drows, w_hat, dx[part], ctx)"
+GROUP_MEANS = "self._group_mean(self.gamma * a, dplaces), "
+BRANCHES = "dx, dshortcut = back(self.branch, dtotal, ctx), back(self.shortcut, dtotal, ctx)"
+
+_HYBRID_GRADIENT: tuple[tuple, ...] = (
+    (
+        "conv-dw-without-the-deviation",
+        f"{UNIT}.conv3",
+        "the standard deviation of the weights is a constant",
+        (CONV, DW_HAT, "dw = (dw_hat - dw_hat.mean(0)) / s"),
+    ),
+    (
+        "conv-dw-without-the-mean",
+        f"{UNIT}.conv3",
+        "the mean of the weights is a constant",
+        (CONV, DW_HAT, DW_HAT.replace("dw_hat - dw_hat.mean(0)", "dw_hat")),
+    ),
+    (
+        "conv-dw-of-the-standardised-weights",
+        f"{UNIT}.conv3",
+        "dw is that of the standardised weights",
+        (CONV, "weight=dw.reshape", "weight=dw_hat.reshape"),
+    ),
+    (
+        "conv-dw-as-if-epsilon-were-in-the-root",
+        f"{UNIT}.conv3",
+        "the last term is layer norm's",
+        (CONV, DW_HAT, DW_HAT.replace(" * (s / divisor)", "")),
+    ),
+    (
+        "conv-dx-of-raw-weights",
+        f"{UNIT}.conv3",
+        "dx goes through the weights as they are stored",
+        (CONV, PUT_BACK, "self._put_back(drows, self.weight.reshape(w_hat.shape), dx[part], ctx)"),
+    ),
+    (
+        "conv-windows-overwrite",
+        f"{UNIT}.conv2",
+        "of overlapping windows the last one's gradient stays",
+        (CONV, "place += by_place", "place[...] = by_place"),
+    ),
+    (
+        "group-norm-mean-without-gamma",
+        f"{UNIT}.norm3",
+        "the mean of ĝ forgets gamma",
+        (GROUP_NORM, GROUP_MEANS, "self._group_mean(a, dplaces), "),
+    ),
+    (
+        "group-norm-constant-variance",
+        f"{UNIT}.norm3",
+        "the variance is a constant",
+        (GROUP_NORM, "xp.multiply(x_hat, -rstd * mean_gx, out=dx)", "dx.fill(0)"),
+    ),
+    (
+        "group-norm-dgamma-of-one-image",
+        f"{UNIT}.norm3",
+        "dgamma is that of the first image",
+        (GROUP_NORM, "gamma=b.sum(0)[0]", "gamma=b[0, 0]"),
+    ),
+    (
+        "max-pool-windows-overwrite",
+        "stem.root.norm",
+        "of overlapping windows the last one's gradient stays",
+        (MAX_POOL, "place += dy * (which == i)", "place[...] = dy * (which == i)"),
+    ),
+    (
+        "relu-passes-everything",
+        f"{UNIT}.norm3",
+        "backward is the identity",
+        (RELU, "_where_positive(dy, ctx.saved(self).y, ", "_where_positive(dy, 1 + ctx.saved(self).y, "),
+    ),
+    (
+        "unit-shortcut-around-the-relu",
+        "stem.stages.0.0.norm3",
+        "the gradient of the shortcut does not come through the ReLU behind the sum",
+        (BOTTLENECK, BRANCHES, BRANCHES.replace("back(self.shortcut, dtotal", "back(self.shortcut, dy")),
+    ),
+)
+
+_HYBRID_FORWARD: tuple[tuple, ...] = (
+    (
+        "border-before",
+        "stem.root",
+        "the odd place of a border is before the image, as in PyTorch's symmetric padding",
+        (WINDOWS, "return lacking // 2, lacking - lacking // 2", "return lacking - lacking // 2, lacking // 2"),
+    ),
+    ("conv-epsilon-of-timm", "stem.root.conv", "epsilon is another", (CONV, "EPS = 1e-5", "EPS = 1e-4")),
+    (
+        "group-norm-epsilon-of-pytorch",
+        "stem.root.norm",
+        "epsilon is PyTorch's",
+        (GROUP_NORM, "eps: float = 1e-6", "eps: float = 1e-5"),
+    ),
+    (
+        "max-pool-last-of-equal",
+        "stem.root.pool",
+        "of equal numbers the last is taken",
+        (MAX_POOL, "(place.real > y.real)", "(place.real >= y.real)"),
+    ),
+    (
+        "max-pool-border-of-zeros",
+        "stem.root.pool",
+        "zeros stand around the image, and are larger than what is negative",
+        (MAX_POOL, "-math.inf, ctx", "0.0, ctx"),
+    ),
+    (
+        "unit-stride-in-the-first-convolution",
+        "stem.stages.1.0",
+        "the stride is in the 1 x 1 convolution, as in the first ResNet",
+        (BOTTLENECK, "StdConv(width, width, 3, stride, **options)", "StdConv(width, width, 3, 1, **options)"),
+        (
+            BOTTLENECK,
+            "self.conv1 = StdConv(c_in, width, **options)",
+            "self.conv1 = StdConv(c_in, width, 1, stride, **options)",
+        ),
+    ),
+)
+
 MUTANTS = (
-    *(_mutant(name, "gradient", *rest) for name, *rest in _GRADIENT),
-    *(_mutant(name, "forward", *rest) for name, *rest in _FORWARD),
+    *(_mutant(name, "gradient", *rest) for name, *rest in (*_GRADIENT, *_HYBRID_GRADIENT)),
+    *(_mutant(name, "forward", *rest) for name, *rest in (*_FORWARD, *_HYBRID_FORWARD)),
     *(_mutant(name, "optimizer", "optimizer", *rest) for name, *rest in (*_OPTIMIZER, *_SGD)),
     *(_mutant(name, "structural", *rest) for name, *rest in _STRUCTURAL),
     *(_mutant(name, "costs", "summary", *rest) for name, *rest in _COSTS),

@@ -61,11 +61,8 @@ class BottleneckUnit(Layer):
         if self.projects:
             self.conv_proj = StdConv(c_in, 4 * width, 1, stride, **options)
             self.norm_proj = GroupNorm(4 * width, groups, **options)
-        self.conv1, self.norm1, self.relu1 = (
-            StdConv(c_in, width, **options),
-            GroupNorm(width, groups, **options),
-            ReLU(),
-        )
+        self.conv1, self.norm1 = StdConv(c_in, width, **options), GroupNorm(width, groups, **options)
+        self.relu1 = ReLU()
         self.conv2, self.norm2 = StdConv(width, width, 3, stride, **options), GroupNorm(width, groups, **options)
         self.relu2, self.conv3 = ReLU(), StdConv(width, 4 * width, **options)
         self.norm3, self.relu3 = GroupNorm(4 * width, groups, gamma=0.0, **options), ReLU()
