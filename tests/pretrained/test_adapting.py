@@ -5,7 +5,7 @@ import pytest
 from helpers import error, hard_model, images_for, same_bits
 
 import vitnp
-from vitnp.pretrained.positions import RULES, resize_grid
+from vitnp.pretrained.positions import RULES, resize_grid, resize_matrix
 
 
 @pytest.mark.parametrize("pool", ["token", "mean"])
@@ -39,6 +39,46 @@ def test_positions_go_to_the_larger_grid_by_the_rule_and_the_token_s_stays(pool,
         error(found[0, first:].reshape(3, 6, 6), resize_grid(learned[0, first:].reshape(2, 4, 6), (3, 6), rule)) < 1e-15
     )
     assert same_bits(found[:, :first], learned[:, :first])
+
+
+@pytest.mark.parametrize(
+    ("more", "names"),
+    [
+        ({"positions": "learned-2d"}, ["pos_embed_rows", "pos_embed_columns"]),
+        ({"positions": "relative"}, ["blocks.1.attn.pos_embed_rows", "blocks.1.attn.pos_embed_columns"]),
+        ({"positions": "learned", "pos_at": "layers"}, []),
+        ({"positions": "sincos", "dim": 8}, []),
+        ({"registers": 2, "layer_scale": 0.1, "qk_norm": True, "stochastic_depth": 0.2}, []),
+        ({"stem_blocks": (1,), "patch_size": 1}, []),
+    ],
+    ids=str,
+)
+def test_every_kind_of_network_goes_to_larger_images(more, names):
+    model = hard_model(**more)
+    adapted = vitnp.adapt(model, 3, image_size=(12, 16))
+    learned, found = model.parameters(), adapted.parameters()
+    for name in names:
+        matrix = resize_matrix(len(learned[name]), len(found[name]), "align-corners")
+        assert len(matrix) > len(learned[name])
+        assert error(found[name], matrix @ learned[name]) < 1e-15
+    for name in found.keys() - {"head.weight", "head.bias"}:
+        assert "pos_embed" in name or same_bits(found[name], learned[name]), name
+    assert np.isfinite(adapted.forward(images_for(adapted))).all()
+    assert adapted.config.stochastic_depth == 0
+    logits = (m.forward(images_for(m), vitnp.Context(train=True, rng=0)) for m in [vitnp.adapt(model, 3)] * 2)
+    assert same_bits(*logits)
+
+
+def test_a_grid_of_as_many_patches_in_another_shape_is_another_grid():
+    model = hard_model()  # a grid of 2 x 4
+    found = vitnp.adapt(model, 3, image_size=(12, 4)).parameters()["pos_embed"]
+    assert (
+        error(
+            found[0, 1:].reshape(4, 2, 6),
+            resize_grid(model.embeddings.pos_embed[0, 1:].reshape(2, 4, 6), (4, 2), "align-corners"),
+        )
+        < 1e-15
+    )
 
 
 def test_the_rule_is_the_original_s_unless_said():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from vitnp.backend import to_cpu
-from vitnp.pretrained.positions import resize_grid
+from vitnp.pretrained.positions import resize_grid, resize_matrix
 from vitnp.vit import VisionTransformer
+
+Grid = tuple[int, int]
 
 
 def adapt(
@@ -19,7 +22,7 @@ def adapt(
     image_size: int | tuple[int, int] | None = None,
     resize: str = "align-corners",
 ) -> VisionTransformer:
-    """Return a copy of a model with a new head, of zeros, and without dropout: what fine-tuning begins with.
+    """Return a copy of a model with a new head, of zeros, and nothing dropped: what fine-tuning begins with.
 
     All that is in front of the classifier in pre-training goes too, `pre_logits` as well as the head.
 
@@ -27,7 +30,8 @@ def adapt(
         model: it is not changed.
         num_classes: of the new head.
         image_size: pixels, an int or a (height, width) pair, the model's own unless said. Patches keep their size, so
-            larger images are more of them, and the positions are resized.
+            larger images are more of them, and the positions are resized: on the grid, or along each axis where rows
+            and columns, or the distances between patches, have their own.
         resize: by which rule: "align-corners" as the original, "bilinear", "bicubic", "bicubic-antialias"; see
             `vitnp.pretrained.positions`.
 
@@ -38,22 +42,31 @@ def adapt(
         "representation_size": None,
         "dropout": 0.0,
         "attention_dropout": 0.0,
+        "stochastic_depth": 0.0,
     }
     size = model.config.image_size if image_size is None else image_size
     config = replace(model.config, image_size=size, **changes)
     adapted = VisionTransformer(config, rng=None, dtype=model.flat.dtype)
-    own = adapted.parameters()
-    for name, learned in model.parameters().items():
-        if name == "pos_embed":
-            own[name][...] = _positions(to_cpu(learned), model, config.grid, resize)
+    own, grids = adapted.parameters(), (model.config.grid, config.grid)
+    for name, array in model.parameters().items():
+        learned, last = to_cpu(array), name.rpartition(".")[2]
+        if last.startswith("pos_embed") and grids[0] != grids[1]:
+            resized = _on_a_grid if last == "pos_embed" else _on_an_axis
+            own[name][...] = resized(learned, own[name].shape, grids, resize)
         elif not name.startswith(("head.", "pre_logits.")):
-            own[name][...] = to_cpu(learned)
+            own[name][...] = learned
     return adapted if model.device == "cpu" else adapted.to_device(model.device)
 
 
-def _positions(learned: np.ndarray, model: VisionTransformer, grid: tuple[int, int], rule: str) -> np.ndarray:
-    """(1, N, D) on the model's grid -> the same on another; that of a class token stays as it is."""
-    first = model.embeddings.first
-    patches = learned[0, first:].reshape(*model.config.grid, -1).astype(np.float64)
-    resized = resize_grid(patches, grid, rule).reshape(1, -1, learned.shape[-1])
+def _on_a_grid(learned: np.ndarray, shape: tuple[int, ...], grids: tuple[Grid, Grid], rule: str) -> np.ndarray:
+    """(1, N, D) on one grid -> the same on another; that of a class token stays as it is."""
+    first = shape[1] - math.prod(grids[1])
+    patches = learned[0, first:].reshape(*grids[0], -1).astype(np.float64)
+    resized = resize_grid(patches, grids[1], rule).reshape(1, -1, shape[-1])
     return np.concatenate([learned[:, :first], resized], 1)
+
+
+def _on_an_axis(learned: np.ndarray, shape: tuple[int, ...], grids: tuple[Grid, Grid], rule: str) -> np.ndarray:
+    """(n, K), for rows, columns or the distances between them -> (m, K): the outermost ones stay the outermost ones."""
+    resized: np.ndarray = resize_matrix(len(learned), shape[0], rule) @ learned.astype(np.float64)
+    return resized
