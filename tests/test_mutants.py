@@ -20,7 +20,15 @@ def test_every_patch_fits_once_and_is_python(mutant):
 
 def test_there_are_as_many_of_each_kind_as_promised():
     kinds = Counter(mutant.kind for mutant in MUTANTS)
-    assert kinds == {"gradient": 88, "forward": 26, "optimizer": 20, "structural": 4, "costs": 8}
+    assert kinds == {
+        "gradient": 88,
+        "forward": 26,
+        "optimizer": 20,
+        "structural": 4,
+        "costs": 8,
+        "masked": 12,
+        "probe": 8,
+    }
 
 
 def test_no_two_mutants_are_the_same():

@@ -58,7 +58,7 @@ class MaskedTrainer(Trainer):
             targets = model.targets(self.targets(images), ctx)
             losses += float(softmax_cross_entropy(logits, targets, batch_size=1)[0])
             correct += int((logits.argmax(-1) == targets).sum())
-        rows = len(dataset) * self.model.answers
+        rows = len(dataset) * model.answers
         return losses / rows, correct / rows
 
     def save(self) -> None:

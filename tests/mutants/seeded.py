@@ -5,6 +5,8 @@
     optimizer   20  an update that is not Adam's or SGD's, an average that is another
     structural   4  right numbers once, by a pass that leaves traces
     costs        8  a summary that counts what is not there, or something twice
+    masked      12  masked patch prediction that hides, credits or asks for something else than the paper's
+    probe        8  a linear probe that is not the solution, or chooses its strength or its images unfairly
 
 Where a mistake would be made in the plain formula and in its kernel alike, both are patched: comparing the two does not
 help. Each patch replaces text that is in its file exactly once, so a change of the sources that makes one meaningless
@@ -24,8 +26,10 @@ BOTTLENECK = "vitnp/layers/bottleneck.py"
 CONTEXT = "vitnp/context.py"
 CONV = "vitnp/layers/conv.py"
 CPU = "vitnp/kernels/cpu.py"
+CORRUPTION = "vitnp/layers/corruption.py"
 DROPOUT = "vitnp/layers/dropout.py"
 EMBEDDINGS = "vitnp/layers/embeddings.py"
+FEW_SHOT = "vitnp/few_shot.py"
 GELU = "vitnp/layers/gelu.py"
 GROUP_NORM = "vitnp/layers/group_norm.py"
 HEAD = "vitnp/layers/head.py"
@@ -34,6 +38,7 @@ LAYER_SCALE = "vitnp/layers/layer_scale.py"
 LINEAR = "vitnp/layers/linear.py"
 LOSSES = "vitnp/losses.py"
 MAX_POOL = "vitnp/layers/max_pool.py"
+MASKED = "vitnp/masked.py"
 OPTIM = "vitnp/optim.py"
 OUTLINES = "vitnp/inspection/outlines.py"
 PARALLEL = "vitnp/parallel.py"
@@ -63,6 +68,9 @@ def _mutant(name: str, kind: str, layer: str, mistake: str, *edits: tuple[str, s
 
 
 # the lines that the patches change
+UNMIX = "array_module(dy).matmul(s.S.swapaxes(-1, -2), dy, out=dx)"
+PLACES = "[:, : self.corrupted]"
+INTACT = "[:, self.corrupted : 2 * self.corrupted]"
 LN_DX = "dx = rstd * (dx_hat - dx_hat.mean(-1, keepdims=True) - x_hat * (dx_hat * x_hat).mean(-1, keepdims=True))"
 LN_MEAN = "dx_ -= (dy_ @ mean_weights)[:, None]"
 LN_VARIANCE = "dx_ -= np.multiply(x_hat_, (rows_ @ mean_weights)[:, None], out=term)"
@@ -1086,10 +1094,123 @@ _HYBRID_FORWARD: tuple[tuple, ...] = (
     ),
 )
 
+_MASKED: tuple[tuple, ...] = (
+    (
+        "replacement-gets-no-gradient",
+        "corruption",
+        "a patch that stands in for another gets nothing from there",
+        (CORRUPTION, UNMIX, "array_module(dy).multiply(dy, s.S.diagonal(0, 1, 2)[:, :, None], out=dx)"),
+    ),
+    (
+        "corruption-not-transposed",
+        "corruption",
+        "the gradient goes where embeddings came from, not back",
+        (CORRUPTION, UNMIX, UNMIX.replace("s.S.swapaxes(-1, -2)", "s.S")),
+    ),
+    (
+        "masked-patch-keeps-its-gradient",
+        "corruption",
+        "the gradient passes [mask] by",
+        (CORRUPTION, f"return {UNMIX}", f"return {UNMIX} + s.m[:, :, None] * dy"),
+    ),
+    (
+        "mask-token-learns-from-all-that-moved",
+        "corruption",
+        "[mask] takes the gradients of replaced patches too",
+        (CORRUPTION, "s.m.reshape(1, -1)", "(1 - s.S.diagonal(0, 1, 2)).reshape(1, -1)"),
+    ),
+    (
+        "mask-token-kept-fixed",
+        "corruption",
+        "[mask] has no gradient",
+        (CORRUPTION, 'ctx.add_product(self, "mask_token", s.m', 'ctx.add_product(self, "mask_token", 0 * s.m'),
+    ),
+    (
+        "replaced-by-itself",
+        "corruption",
+        "the other patch may be the same one",
+        (CORRUPTION, "own + 1 + step % (n - 1)", "own + step % n"),
+    ),
+    (
+        "corruption-mixes-images",
+        "corruption",
+        "the other patch is that of the next image",
+        (CORRUPTION, "y = xp.matmul(S, x,", "y = xp.matmul(S, xp.roll(x, 1, axis=0),"),
+    ),
+    (
+        "corruption-of-any-patch",
+        "corruption",
+        "80 % of all patches are hidden",
+        (CORRUPTION, "corrupted & (kind", "(kind"),
+    ),
+    (
+        "asks-for-the-patch-before",
+        "model",
+        "the class token is counted as a patch",
+        (MASKED, "[rows, columns - self.embeddings.first]", "[rows, columns - 1]"),
+    ),
+    ("reads-what-was-not-hidden", "model", "the tokens read are the intact ones", (CORRUPTION, PLACES, INTACT)),
+    (
+        "loss-summed-over-patches",
+        "model",
+        "a step divides by the images, not by the patches",
+        (PARALLEL, "batch_size * self.model.answers", "batch_size"),
+    ),
+    (
+        "colours-backwards",
+        "model",
+        "blue is the most significant channel",
+        (MASKED, "np.arange(C - 1, -1, -1)", "np.arange(C)"),
+    ),
+)
+
+_PROBE: tuple[tuple, ...] = (
+    ("probe-targets-0-and-1", "probe", "other classes are 0 instead of −1", (FEW_SHOT, "1.0, -1.0)", "1.0, 0.0)")),
+    (
+        "probe-not-centred",
+        "probe",
+        "the mean stays in the features",
+        (FEW_SHOT, "(features - self.mean) / self.std", "features / self.std"),
+    ),
+    (
+        "probe-ridge-of-one-feature",
+        "probe",
+        "the bias is as expensive as a weight of 1",
+        (FEW_SHOT, "CONSTANT**2", "1"),
+    ),
+    (
+        "probe-bias-free",
+        "probe",
+        "the bias is not held back",
+        (FEW_SHOT, " * (self._constants / (self._constants + strength))", ""),
+    ),
+    (
+        "probe-strength-squared",
+        "probe",
+        "strength is taken for its root",
+        (FEW_SHOT, "self._s + strength)", "self._s + strength * strength)"),
+    ),
+    (
+        "probe-weakest-of-equals",
+        "probe",
+        "of equals the weakest is chosen",
+        (FEW_SHOT, "0.0), strength))", "0.0), -strength))"),
+    ),
+    (
+        "probe-chooses-by-training",
+        "probe",
+        "the strength is that of the best fit",
+        (FEW_SHOT, "accuracy(*validation, strength)", "accuracy(features, labels, strength)"),
+    ),
+    ("shots-not-nested", "probe", "ten shots have none of the five", (FEW_SHOT, "[:shots]", "[-shots:]")),
+)
+
 MUTANTS = (
     *(_mutant(name, "gradient", *rest) for name, *rest in (*_GRADIENT, *_HYBRID_GRADIENT)),
     *(_mutant(name, "forward", *rest) for name, *rest in (*_FORWARD, *_HYBRID_FORWARD)),
     *(_mutant(name, "optimizer", "optimizer", *rest) for name, *rest in (*_OPTIMIZER, *_SGD)),
     *(_mutant(name, "structural", *rest) for name, *rest in _STRUCTURAL),
     *(_mutant(name, "costs", "summary", *rest) for name, *rest in _COSTS),
+    *(_mutant(name, "masked", *rest) for name, *rest in _MASKED),
+    *(_mutant(name, "probe", *rest) for name, *rest in _PROBE),
 )
