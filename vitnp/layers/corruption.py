@@ -55,7 +55,7 @@ class PatchCorruption(Layer):
         order, kind, step = self._bits(B, ctx, x)
         corrupted = order.argsort(-1).argsort(-1) < self.corrupted  # the ranks that `places` takes
         masked = corrupted & (kind < int(MASKED * 2**32))
-        replaced = corrupted & ~masked & (kind < int((MASKED + REPLACED) * 2**32))
+        replaced = corrupted & (kind < int((MASKED + REPLACED) * 2**32))  # by [mask], where it is masked
         own = xp.arange(n)
         source = xp.where(replaced, (own + 1 + step % (n - 1)) % n, own)  # 1 to n − 1 further on: never itself
         S, m = ctx.empty(self, "S", (B, n, n), like=x), ctx.empty(self, "m", (B, n), like=x)
