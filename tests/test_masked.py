@@ -247,6 +247,17 @@ def test_a_step_takes_the_mean_over_all_corrupted_patches():
     assert correct == (logits.argmax(-1) == targets).sum()
 
 
+@pytest.mark.parametrize("where", ["list", "host", "device"])
+def test_a_step_is_the_same_on_a_device_wherever_its_colours_are(backend, where):
+    model = masked()
+    images, colours = images_of(model), colours_of(model)
+    loss, gradient, _ = gradients_of(model, images, colours, shards=1)
+    given = {"list": colours.tolist(), "host": colours, "device": backend.put(colours)}[where]
+    found_loss, found, _ = gradients_of(model.to_device(backend.device), backend.put(images), given, shards=1)
+    assert float(found_loss) == pytest.approx(float(loss), rel=1e-13)
+    assert error(backend.get(found), gradient) < 1e-13
+
+
 def test_a_network_learns_what_is_behind_the_mask():
     rng = np.random.default_rng(0)
     grey = rng.integers(0, 256, (16, 1, 1, 1), np.uint8)

@@ -112,7 +112,8 @@ class MaskedPatchPrediction(VisionTransformer):
     def _corrupted(self, samples: int, ctx: Context) -> tuple[Array, Array]:
         """Return row and column, both (B·k,), of each corrupted patch among the tokens (B, N)."""
         places = self.corruption.places(samples, ctx, like=self.flat)
-        rows = array_module(self.flat).arange(samples)[:, None] + 0 * places
+        xp = array_module(self.flat)
+        rows = xp.broadcast_to(xp.arange(samples)[:, None], places.shape)
         return rows.reshape(-1), (places + self.embeddings.first).reshape(-1)
 
     def backbone(self, num_classes: int = 10) -> VisionTransformer:

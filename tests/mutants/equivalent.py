@@ -20,6 +20,9 @@ _NEW_AXIS = _OUTLINES + "__getitem__: strides.append(0)  ->  "
 _ONE_ELEMENT = "along an axis of one element no stride is ever taken"
 _ALONE = "a tuple comes alone: it is the first and the last"
 _AS_LONG = "what is taken side by side is equally long"
+_ONE_OF_MANY = "one of 2³² draws goes another way"
+_CORRUPTION = "vitnp/layers/corruption.py: forward: "
+_REPLACED = _CORRUPTION + "replaced = corrupted & (kind < int((MASKED + REPLACED) * 2**32))  ->  "
 
 EQUIVALENT: dict[str, str] = {
     _AVERAGE + "block = (1 << 15)": _BLOCK,
@@ -60,4 +63,9 @@ EQUIVALENT: dict[str, str] = {
     "vitnp/inspection/summary.py: _folded: parameters, flops, saved = (sum(column) for column in "
     "zip(*(layer[3:] for layer in flat), strict=True))  ->  parameters, flops, saved = (sum(column) for column in "
     "zip(*(layer[3:] for layer in flat), strict=False))": _AS_LONG,
+    _CORRUPTION + "masked = corrupted & (kind < int(MASKED * 2**32))  ->  "
+    "masked = corrupted & ((kind <= int(MASKED * 2 ** 32)))": _ONE_OF_MANY,
+    _REPLACED + "replaced = corrupted & ((kind <= int((MASKED + REPLACED) * 2 ** 32)))": _ONE_OF_MANY,
+    _REPLACED
+    + "replaced = corrupted & ((kind >= int((MASKED + REPLACED) * 2 ** 32)))": "as many are kept as are replaced",
 }

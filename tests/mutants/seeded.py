@@ -1141,7 +1141,7 @@ _MASKED: tuple[tuple, ...] = (
         "corruption-of-any-patch",
         "corruption",
         "80 % of all patches are hidden",
-        (CORRUPTION, "corrupted & (kind", "(kind"),
+        (CORRUPTION, "masked = corrupted & (kind", "masked = (kind"),
     ),
     (
         "asks-for-the-patch-before",
