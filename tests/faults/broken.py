@@ -115,8 +115,8 @@ PROMISES = (
             _check(
                 "pretrained/test_saving.py::test_a_file_of_another_program_is_written_back_array_for_array",
                 f"{PRETRAINED}/saving.py",
-                "np.ascontiguousarray(turn(own[row.own_name], row.own_shape, row.shape, sizes))",
-                "turn(own[row.own_name], row.own_shape, row.shape, sizes)",
+                "np.ascontiguousarray(turn(own[row.own_name], row.own_shape, row.shape, sizes | row.sizes))",
+                "turn(own[row.own_name], row.own_shape, row.shape, sizes | row.sizes)",
             ),
         ),
     ),
