@@ -1086,11 +1086,7 @@ _HYBRID_FORWARD: tuple[tuple, ...] = (
         "stem.stages.1.0",
         "the stride is in the 1 x 1 convolution, as in the first ResNet",
         (BOTTLENECK, "StdConv(width, width, 3, stride, **options)", "StdConv(width, width, 3, 1, **options)"),
-        (
-            BOTTLENECK,
-            "self.conv1 = StdConv(c_in, width, **options)",
-            "self.conv1 = StdConv(c_in, width, 1, stride, **options)",
-        ),
+        (BOTTLENECK, "StdConv(c_in, width, **options)", "StdConv(c_in, width, 1, stride, **options)"),
     ),
 )
 

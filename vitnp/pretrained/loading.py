@@ -61,6 +61,9 @@ def load_pretrained(
     (0.229, 0.224, 0.225); a folder of transformers has them in preprocessor_config.json, timm's models in their
     `pretrained_cfg`. So uint8 images go in as `vitnp.predict(model, images, mean=[0.5] * 3, std=[0.5] * 3)`.
 
+    Hybrids are the original's network in either layout that has them; timm computes their stem with other epsilons
+    (1e-5 in its norms, 1e-8 in its weights), which makes 1e-5 of its logits.
+
     Raises FileNotFoundError; CheckpointError that lists all that is missing, not expected or of another shape, says
     which argument is wanted, or which contradicts the file; ValueError for an unknown rule.
     """
