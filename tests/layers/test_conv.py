@@ -116,8 +116,8 @@ def test_what_backward_needs_is_saved_and_not_the_columns():
     layer, x, ctx = std_conv(), normal(SHAPE, 1), vitnp.Context(record=True)
     layer.forward(x, ctx)
     saved, w = ctx.saved(layer), layer.weight.reshape(-1, 4)
-    assert sorted(vars(saved)) == ["std", "w_hat", "x"]
-    assert error(saved.std, w.std(0)) < 1e-14
+    assert sorted(vars(saved)) == ["sigma", "w_hat", "x"]
+    assert error(saved.sigma, w.std(0)) < 1e-14
     assert error(saved.w_hat, (w - w.mean(0)) / (w.std(0) + 1e-5)) < 1e-14
 
 

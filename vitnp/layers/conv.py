@@ -1,18 +1,18 @@
 """Convolution with standardised weights (Qiao et al., arXiv 1903.10520), without bias, as in BiT (arXiv 1912.11370).
 
-Forward     ŵ = (w − mean) / s,   s = std + ε      over all that one output channel reads; ε is outside the root
+Forward     ŵ = (w − mean) / s,   s = σ + ε      over all that one output channel reads; ε is outside the root
             y = columns @ ŵ
             A row of the columns has the k k C numbers that one output reads, in (row, column, channel) order, with
             zeros where its window hangs over the edge of the image.
 
 Backward    dŵ = columnsᵀ dy, and dcolumns = dy ŵᵀ, each number of which goes back to the place that it was read from.
-            A change of w moves ŵ directly, through the mean, and through std, whose gradient by the i-th of n
-            deviations c is c_i / (n std). Collecting the three, as for layer norm,
-                dw = (dŵ − mean(dŵ) − ŵ · mean(dŵ ŵ) · s / std) / s
+            A change of w moves ŵ directly, through the mean, and through the standard deviation σ, whose gradient by
+            the i-th of n deviations c is c_i / (n σ). Collecting the three, as for layer norm,
+                dw = (dŵ − mean(dŵ) − ŵ · mean(dŵ ŵ) · s / σ) / s
             Where all w are equal, ŵ is c / ε to the first order, and the last term is 0 as ŵ is.
 
-Shapes      x, dx (B, H, W, C)    w (k, k, C, C_out)    y, dy (B, ⌈H/stride⌉, ⌈W/stride⌉, C_out)    std (C_out,)
-Saves       x, ŵ, std             not the columns, k k times as large as x: backward makes them again
+Shapes      x, dx (B, H, W, C)    w (k, k, C, C_out)    y, dy (B, ⌈H/stride⌉, ⌈W/stride⌉, C_out)    σ (C_out,)
+Saves       x, ŵ, σ               not the columns, k k times as large as x: backward makes them again
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ class StdConv(Layer):
 
     def forward(self, x: Array, ctx: Context) -> Array:
         """x (B, H, W, C) -> y (B, ⌈H/stride⌉, ⌈W/stride⌉, C_out)."""
-        w_hat, std = self._standardised(ctx)
+        w_hat, sigma = self._standardised(ctx)
         h, w = (-(-size // self.stride) for size in x.shape[1:3])
         y = ctx.lend(self, "y", (len(x), h, w, w_hat.shape[1]), like=x)
         for part in self._parts(y):
             array_module(x).matmul(self._columns(x[part], ctx), w_hat, out=y[part].reshape(-1, w_hat.shape[1]))
-        ctx.save(self, x=x, w_hat=w_hat, std=std)
+        ctx.save(self, x=x, w_hat=w_hat, sigma=sigma)
         return y
 
     def backward(self, dy: Array, ctx: Context) -> Array:
@@ -75,18 +75,18 @@ class StdConv(Layer):
             dw_hat += xp.matmul(columns.T, drows, out=ctx.scratch("product", w_hat.shape, like=dy))
             if dx is not None:
                 self._put_back(drows, w_hat, dx[part], ctx)
-        s, divisor = saved.std + EPS, xp.where(saved.std.real > 0, saved.std, 1)
+        s, divisor = saved.sigma + EPS, xp.where(saved.sigma.real > 0, saved.sigma, 1)
         dw = (dw_hat - dw_hat.mean(0) - w_hat * (dw_hat * w_hat).mean(0) * (s / divisor)) / s
         ctx.add_grad(self, weight=dw.reshape(self.weight.shape))
         return dx
 
     def _standardised(self, ctx: Context) -> tuple[Array, Array]:
-        """Return ŵ (k k C, C_out) and std (C_out,)."""
+        """Return ŵ (k k C, C_out) and σ (C_out,)."""
         xp, w = array_module(self.weight), self.weight.reshape(-1, self.weight.shape[-1])
         w_hat = xp.subtract(w, w.mean(0), out=ctx.empty(self, "w_hat", w.shape, like=w))
-        std = xp.sqrt((w_hat * w_hat).mean(0))
-        w_hat /= std + EPS
-        return w_hat, std
+        sigma = xp.sqrt((w_hat * w_hat).mean(0))
+        w_hat /= sigma + EPS
+        return w_hat, sigma
 
     def _parts(self, y: Array) -> Iterator[slice]:
         """Yield as many images at a time as the columns have room for."""
