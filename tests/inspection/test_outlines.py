@@ -54,6 +54,17 @@ def test_a_part_is_a_view_with_numpys_shape_and_strides(key):
         assert strides(outline[key]) == strides(array[key])
 
 
+@pytest.mark.parametrize("shape", [(4, 3, 6, 5), (2, 4, 3, 6, 1), (7, 1, 4, 3, 6, 2)], ids=str)
+def test_what_is_broadcast_is_a_view_with_numpys_shape_and_strides(shape):
+    outline, array = both()
+    found, expected = outline.xp.broadcast_to(outline, shape), np.broadcast_to(array, shape)
+    assert_alike(found, expected)
+    assert is_view(found, outline)
+    assert tuple(4 * stride for stride in found.strides) == expected.strides
+    with pytest.raises(ValueError, match=r"cannot broadcast \(4, 3, 6, 1\) to \(4, 3, 1, 1\)"):
+        outline.xp.broadcast_to(outline, (4, 3, 1, 1))
+
+
 @pytest.mark.parametrize("axes", list(itertools.permutations(range(4))), ids=str)
 def test_a_reshape_is_a_copy_where_numpys_is(axes):
     outline, array = both()

@@ -50,19 +50,6 @@ TARGETS = {
     "vitnp/context.py": ("add_grad", "add_product", "add_row_sum", "zero_grad", "_grad", "flat_grad"),
     "vitnp/optim.py": ("step", "_update", "clip_global_norm"),
     "vitnp/moving_average.py": ("update",),
-    "vitnp/inspection/outlines.py": (
-        "reshape",
-        "swapaxes",
-        "real",
-        "__getitem__",
-        "_reduced",
-        "matmul",
-        "_elementwise",
-        "_into",
-        "_contiguous",
-        "_reshaped_strides",
-    ),
-    "vitnp/inspection/summary.py": ("trace", "_paths", "watched", "save", "_owner", "_folded", "_likeness"),
 }
 
 _OPERATORS: dict[type, tuple[type, ...]] = {

@@ -13,13 +13,6 @@ _SIDES = (
     "sides = zip(AXES, (s.q_by_row, s.q_by_column), (dpairs.sum(-1), dpairs.sum(-2)), "
 )
 
-_OUTLINES = "vitnp/inspection/outlines.py: "
-_POP = _OUTLINES + "_reshaped_strides: elements, stride = runs.pop() if runs else (1, 0)  ->  "
-_ASKED = _OUTLINES + "reshape: asked = shape[0] if isinstance(shape[0], tuple) else shape  ->  asked = "
-_NEW_AXIS = _OUTLINES + "__getitem__: strides.append(0)  ->  "
-_ONE_ELEMENT = "along an axis of one element no stride is ever taken"
-_ALONE = "a tuple comes alone: it is the first and the last"
-_AS_LONG = "what is taken side by side is equally long"
 _ONE_OF_MANY = "one of 2³² draws goes another way"
 _CORRUPTION = "vitnp/layers/corruption.py: forward: "
 _REPLACED = _CORRUPTION + "replaced = corrupted & (kind < int((MASKED + REPLACED) * 2**32))  ->  "
@@ -46,23 +39,6 @@ EQUIVALENT: dict[str, str] = {
     "vitnp/kernels/cpu.py: gelu_tanh: if within is not x_:  ->  if True:": "where nothing was limited, y is as it was",
     "vitnp/kernels/cpu.py: softmax_backward: for dp_, p_, dx_ in _row_blocks(dp.shape[-1], dp, p, dx):  ->  "
     "for dp_, p_, dx_ in _row_blocks(dp.shape[0], dp, p, dx):": _BLOCK,
-    _POP + "elements, stride = runs.pop() if runs else (2, 0)": "with no run left, only axes of one element are",
-    _POP + "elements, stride = runs.pop() if runs else (0, 0)": "with no run left, only axes of one element are",
-    _POP + "elements, stride = runs.pop() if runs else (1, 1)": _ONE_ELEMENT,
-    _POP + "elements, stride = runs.pop() if runs else (1, -1)": _ONE_ELEMENT,
-    _NEW_AXIS + "strides.append(1)": _ONE_ELEMENT,
-    _NEW_AXIS + "strides.append(-1)": _ONE_ELEMENT,
-    _ASKED + "shape[0] if isinstance(shape[-1], tuple) else shape": _ALONE,
-    _ASKED + "shape[-1] if isinstance(shape[0], tuple) else shape": _ALONE,
-    _OUTLINES + "_reshaped_strides: for side, stride in zip(shape, strides, strict=True):  ->  "
-    "for side, stride in zip(shape, strides, strict=False):": _AS_LONG,
-    _OUTLINES + "__getitem__: axes, shape, strides = iter(zip(self.shape, self.strides, strict=True)), [], []  ->  "
-    "axes, shape, strides = iter(zip(self.shape, self.strides, strict=False)), [], []": _AS_LONG,
-    "vitnp/inspection/summary.py: _folded: _place(part[0].path) for part in (first, others[0], others[-1])  ->  "
-    "_place(part[-1].path) for part in (first, others[0], others[-1])": "all in a block have its place in the list",
-    "vitnp/inspection/summary.py: _folded: parameters, flops, saved = (sum(column) for column in "
-    "zip(*(layer[3:] for layer in flat), strict=True))  ->  parameters, flops, saved = (sum(column) for column in "
-    "zip(*(layer[3:] for layer in flat), strict=False))": _AS_LONG,
     _CORRUPTION + "masked = corrupted & (kind < int(MASKED * 2**32))  ->  "
     "masked = corrupted & ((kind <= int(MASKED * 2 ** 32)))": _ONE_OF_MANY,
     _REPLACED + "replaced = corrupted & ((kind <= int((MASKED + REPLACED) * 2 ** 32)))": _ONE_OF_MANY,

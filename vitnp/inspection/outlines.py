@@ -270,6 +270,14 @@ class OutlineFunctions:
         """The whole so often along each axis."""
         return self.empty(tuple(side * n for side, n in zip(x.shape, times, strict=True)), x.dtype)
 
+    def broadcast_to(self, x: Outline, shape: Shape) -> Outline:
+        """The same elements along new axes, and along those of one element: a view."""
+        if np.broadcast_shapes(x.shape, shape) != tuple(shape):
+            raise ValueError(f"cannot broadcast {x.shape} to {shape}")
+        added = (0,) * (len(shape) - x.ndim)
+        kept = tuple(stride * (side > 1) for side, stride in zip(x.shape, x.strides, strict=True))
+        return x._view(tuple(shape), added + kept)
+
     def moveaxis(self, x: Outline, source: int, destination: int) -> Outline:
         """One axis in another place, the others in their order: a view."""
         order = list(range(x.ndim))
