@@ -36,6 +36,12 @@ def test_every_gradient_of_a_unit_is_the_derivative(c_in, stride):
     assert worst_error(*both_gradients(unit(c_in, stride), normal((3, 4, 3, c_in), 1))) < 1e-12
 
 
+def test_the_stride_of_a_unit_is_in_its_3_x_3_convolution_and_in_the_shortcut():
+    u = unit(3, 2)
+    found = {name: (layer.kernel, layer.stride) for name, layer in vars(u).items() if name.startswith("conv")}
+    assert found == {"conv_proj": (1, 2), "conv1": (1, 1), "conv2": (3, 2), "conv3": (1, 1)}
+
+
 def test_a_unit_starts_as_its_shortcut():
     u, x = BottleneckUnit(32, 8, groups=4, dtype="float64"), normal((2, 3, 4, 32), 1)
     assert np.array_equal(u.forward(x, vitnp.Context()), np.maximum(x, 0))

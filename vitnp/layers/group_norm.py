@@ -69,7 +69,7 @@ class GroupNorm(Layer):
         xp, x_hat, rstd = array_module(dy), ctx.saved(self).x_hat, ctx.saved(self).rstd
         dplaces, dx = dy.reshape(x_hat.shape), ctx.lend(self, "dx", x_hat.shape, like=dy)
         a, b = _sum(dplaces), _sum(xp.multiply(dplaces, x_hat, out=dx))  # dx's memory, until dx itself is there
-        ctx.add_grad(self, gamma=b.sum(0)[0], beta=a.sum(0)[0])
+        ctx.add_grad(self, gamma=b.sum((0, 1)), beta=a.sum((0, 1)))
         mean_g, mean_gx = self._group_mean(self.gamma * a, dplaces), self._group_mean(self.gamma * b, dplaces)
         # rstd · (ĝ − mean(ĝ) − x̂ · mean(ĝ x̂)), the large arrays once each
         xp.multiply(x_hat, -rstd * mean_gx, out=dx)
