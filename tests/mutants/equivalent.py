@@ -17,6 +17,11 @@ _ONE_OF_MANY = "one of 2³² draws goes another way"
 _CORRUPTION = "vitnp/layers/corruption.py: forward: "
 _REPLACED = _CORRUPTION + "replaced = corrupted & (kind < int((MASKED + REPLACED) * 2**32))  ->  "
 
+_SIGMA = "where sigma is 0, so is w_hat, and any divisor but 0 will do"
+_ONES = "the members of a group are ones: a quotient is the product"
+_ALIKE = "all images, places in a window and channels are of one size: any of them tells it"
+_POINTWISE = "a window of one place in strides of one has columns too: they are a copy of the image"
+
 EQUIVALENT: dict[str, str] = {
     _AVERAGE + "block = (1 << 15)": _BLOCK,
     _AVERAGE + "block = p.size": _BLOCK,
@@ -44,4 +49,26 @@ EQUIVALENT: dict[str, str] = {
     _REPLACED + "replaced = corrupted & ((kind <= int((MASKED + REPLACED) * 2 ** 32)))": _ONE_OF_MANY,
     _REPLACED
     + "replaced = corrupted & ((kind >= int((MASKED + REPLACED) * 2 ** 32)))": "as many are kept as are replaced",
+    "vitnp/layers/group_norm.py: _group_mean: return (mean * members).reshape(B, 1, C)"
+    "  ->  return ((mean / members)).reshape(B, 1, C)": _ONES,
+    "vitnp/layers/conv.py: backward: s, divisor = saved.sigma + EPS, xp.where(saved.sigma.real > 0, saved.sigma, 1)"
+    "  ->  s, divisor = saved.sigma + EPS, xp.where(saved.sigma.real > 0, saved.sigma, 2)": _SIGMA,
+    "vitnp/layers/conv.py: _parts: images = max(1, COLUMNS // (y[0, :, :, 0].size * self.weight[..., 0].size))"
+    "  ->  images = max(1, COLUMNS // (y[0, :, :, 1].size * self.weight[..., 0].size))": _ALIKE,
+    "vitnp/layers/conv.py: _parts: images = max(1, COLUMNS // (y[0, :, :, 0].size * self.weight[..., 0].size))"
+    "  ->  images = max(1, COLUMNS // (y[-1, :, :, 0].size * self.weight[..., 0].size))": _ALIKE,
+    "vitnp/layers/conv.py: _parts: images = max(1, COLUMNS // (y[0, :, :, 0].size * self.weight[..., 0].size))"
+    "  ->  images = max(1, COLUMNS // (y[0, :, :, 0].size * self.weight[..., 1].size))": _ALIKE,
+    "vitnp/layers/conv.py: _parts: images = max(1, COLUMNS // (y[0, :, :, 0].size * self.weight[..., 0].size))"
+    "  ->  images = max(1, COLUMNS // (y[0, :, :, -1].size * self.weight[..., 0].size))": _ALIKE,
+    "vitnp/layers/conv.py: _parts: images = max(1, COLUMNS // (y[0, :, :, 0].size * self.weight[..., 0].size))"
+    "  ->  images = max(1, COLUMNS // (y[0, :, :, 0].size * self.weight[..., -1].size))": _ALIKE,
+    "vitnp/layers/conv.py: _columns: if not self.gathers:  ->  if False:": _POINTWISE,
+    'vitnp/layers/conv.py: _columns: columns = ctx.scratch("columns", (*places[0].shape[:3], len(places), '
+    "x.shape[3]), like=x)"
+    '  ->  columns = ctx.scratch("columns", (*places[-1].shape[:3], len(places), x.shape[3]), like=x)': _ALIKE,
+    "vitnp/layers/conv.py: _put_back: if not self.gathers:  ->  if False:": _POINTWISE,
+    "vitnp/layers/max_pool.py: forward: y, which = xp.where(larger, place, y), "
+    'xp.where(larger, i, which).astype("uint8", copy=False)  ->  y, which = xp.where(larger, place, y), '
+    'xp.where(larger, i, which).astype("uint8", copy=True)': "a copy of the same bytes",
 }
