@@ -31,6 +31,7 @@ from vitnp.console import report_errors
 from vitnp.cores import usable_cores
 from vitnp.data import load_cifar10, load_digits, load_mnist
 from vitnp.durable import hold_lock, write_atomically
+from vitnp.options import training_parser
 from vitnp.resuming import CHECKPOINT, PLACES, load_run
 
 TEST_SEED = 1_000_000  # of the digits, as in train_digits.py
@@ -127,7 +128,7 @@ def choose(args):
 
 def recipe_of(args):
     """The options of a training script that has this recipe."""
-    recipe = train.training_parser("", **BENCHES[args.dataset].recipe).parse_args([])
+    recipe = training_parser("", **BENCHES[args.dataset].recipe).parse_args([])
     for name in ("epochs", "shards", "save_every", "data"):
         if getattr(args, name) is not None:
             setattr(recipe, name, getattr(args, name))

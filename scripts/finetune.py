@@ -17,6 +17,7 @@ import vitnp
 from vitnp import data, train
 from vitnp.checkpoint import is_checkpoint
 from vitnp.folder_runs import hold_out_a_tenth, read_splits
+from vitnp.options import add_download_options, training_parser
 from vitnp.pretrained import read_scale
 
 SETS = {  # name: how to load it, its classes
@@ -83,7 +84,7 @@ def numbers(text):
 
 
 def make_parser():
-    parser = train.training_parser(
+    parser = training_parser(
         __doc__.split("\n")[0],
         network=False,
         epochs=5,
@@ -107,7 +108,7 @@ def make_parser():
     start.add_argument("--std", type=numbers, help="what they are divided by then; the model's")
     start.add_argument("--freeze", action="store_true", help="train the new head alone")
     start.add_argument("--scratch", action="store_true", help="the same network, from random weights")
-    train.add_download_options(parser, "the images, a sub-folder per class, or the files of --dataset")
+    add_download_options(parser, "the images, a sub-folder per class, or the files of --dataset")
     parser.add_argument("--dataset", choices=("folder", *SETS), default="folder", help="what to learn")
     parser.add_argument("--test-data", type=os.path.abspath, help="another folder, for the test alone")
     parser.add_argument("--test-share", type=float, default=0.1, help="of each class, held out where there is none")

@@ -11,6 +11,7 @@ Accuracies are the share of hidden patches whose mean colour, 3 bits a channel, 
 from pathlib import Path
 
 from vitnp import data, train
+from vitnp.options import add_download_options, training_parser
 from vitnp.pretraining import MaskedTrainer, masked_model
 
 LOADERS = {
@@ -37,7 +38,7 @@ def make_model(args):
 
 
 def make_parser():
-    parser = train.training_parser(
+    parser = training_parser(
         __doc__.split("\n")[0],
         patch_size=4,
         dim=96,
@@ -58,7 +59,7 @@ def make_parser():
     parser.add_argument("--set", choices=[*LOADERS, "folder"], default="cifar10", help="the images")
     parser.add_argument("--image-size", type=int, default=32, help="pixels on a side that images of a folder have")
     parser.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 for grey, 3 for colour")
-    train.add_download_options(parser, "the data set's files, or images in sub-folders")
+    add_download_options(parser, "the data set's files, or images in sub-folders")
     for name in ("mnist", "fashion-mnist"):
         parser.when("set", name, image_size=28, channels=1)
     for name in ("cifar10", "cifar100"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from vitnp import train
 from vitnp.data import load_cifar10, load_cifar100
 from vitnp.data.dataset import whole_number
+from vitnp.options import add_download_options, training_parser
 
 
 def load_data(args):
@@ -23,7 +24,7 @@ def image_fields(args):
 
 
 def make_parser():
-    parser = train.training_parser(
+    parser = training_parser(
         __doc__.split("\n")[0],
         patch_size=4,
         dim=96,
@@ -44,7 +45,7 @@ def make_parser():
         out=Path("runs/cifar10"),
     )
     parser.add_argument("--classes", type=int, choices=(10, 100), default=10, help="CIFAR-10 or CIFAR-100")
-    train.add_download_options(parser, "the archive, or with cifar-10-batches-bin/ and the like")
+    add_download_options(parser, "the archive, or with cifar-10-batches-bin/ and the like")
     parser.add_argument("--preset", choices=("hour",), help="train for about an hour on two cores")
     parser.when("preset", "hour", epochs=44, warmup_epochs=2.0, out=Path("runs/cifar10-hour"))
     parser.when("classes", 100, out=Path("runs/cifar100"))

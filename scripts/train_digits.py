@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vitnp import train
 from vitnp.data import load_digits
+from vitnp.options import training_parser
 
 TEST_SEED = 1_000_000
 
@@ -27,7 +28,7 @@ def image_fields(args):
 
 
 def make_parser():
-    parser = train.training_parser(
+    parser = training_parser(
         __doc__.split("\n")[0],
         patch_size=7,
         dim=64,

@@ -14,6 +14,7 @@ from pathlib import Path
 from vitnp import train
 from vitnp.data import find_splits
 from vitnp.folder_runs import hold_out_a_tenth, read_splits
+from vitnp.options import training_parser
 
 
 def find_data(args):
@@ -31,7 +32,7 @@ def load_data(args):
 
 
 def make_parser():
-    parser = train.training_parser(
+    parser = training_parser(
         __doc__.split("\n")[0],
         patch_size=8,
         dim=128,

@@ -9,6 +9,7 @@ from pathlib import Path
 from vitnp import train
 from vitnp.data import load_fashion_mnist, load_mnist
 from vitnp.data.dataset import whole_number
+from vitnp.options import add_download_options, training_parser
 
 # Networks so small that they underfit: nothing makes the images harder, and larger steps, and more of them.
 TINY = {
@@ -54,7 +55,7 @@ def image_fields(args):
 
 
 def make_parser():
-    parser = train.training_parser(
+    parser = training_parser(
         __doc__.split("\n")[0],
         patch_size=4,
         dim=64,
@@ -74,7 +75,7 @@ def make_parser():
         held_out=2000,
         out=Path("runs/mnist"),
     )
-    train.add_download_options(parser, "the files, themselves or in mnist/ or MNIST/raw/")
+    add_download_options(parser, "the files, themselves or in mnist/ or MNIST/raw/")
     parser.add_argument("--fashion", action="store_true", help="Fashion-MNIST instead of MNIST")
     parser.add_argument(
         "--preset",

@@ -13,6 +13,7 @@ from helpers import same_bits
 import vitnp
 from vitnp import train
 from vitnp.data import Augmentation, Batches, DataError, Dataset, normalize
+from vitnp.options import training_parser
 from vitnp.pretraining import MaskedTrainer, masked_model
 
 RUN = {
@@ -47,7 +48,7 @@ def dataset(count, seed):
 
 
 def make(folder, checkpoint=None, **changes):
-    args = train.training_parser("A toy.", **{**RUN, **changes}).parse_args([])
+    args = training_parser("A toy.", **{**RUN, **changes}).parse_args([])
     model = masked_model(args, CONFIG)
     optimizer = vitnp.Adam(model, args.lr, weight_decay=args.weight_decay)
     average = None if args.ema is None else vitnp.MovingAverage(model, args.ema)
@@ -178,7 +179,7 @@ def test_a_backbone_that_found_room_later_is_the_last(tmp_path, monkeypatch, who
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
 def test_images_that_are_mixed_are_refused(name):
-    args = train.training_parser("A toy.", **RUN).parse_args([f"--{name}", "0.4"])
+    args = training_parser("A toy.", **RUN).parse_args([f"--{name}", "0.4"])
     with pytest.raises(ValueError, match=f"--{name} is 0.4, which mixes labels, of which there are none"):
         masked_model(args, CONFIG)
     options = {"mean": [0.5], "std": [0.2], "augmentation": Augmentation(**{name: 0.4})}

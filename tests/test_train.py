@@ -8,10 +8,11 @@ import pytest
 
 from vitnp import train
 from vitnp.data import Augmentation, DataNotice
+from vitnp.options import make_augmentation, training_parser
 
 
 def parser():
-    made = train.training_parser("A toy.", dim=64, lr=1e-3, epochs=3)
+    made = training_parser("A toy.", dim=64, lr=1e-3, epochs=3)
     made.add_argument("--preset", choices=("small", "large"))
     made.add_argument("--fashion", action="store_true")
     made.when("preset", "small", dim=8, lr=2e-3)
@@ -86,8 +87,8 @@ def test_an_error_without_a_text_is_named(capsys):
 def test_every_augmentation_has_an_option_that_is_off_unless_said(field):
     option = "--" + field.replace("_", "-")
     off, on = parser().parse_args([]), parser().parse_args([option] if field == "flip" else [option, "1"])
-    assert train._augmentation(off) == Augmentation()
-    assert getattr(train._augmentation(on), field) == 1
+    assert make_augmentation(off) == Augmentation()
+    assert getattr(make_augmentation(on), field) == 1
     assert np.isscalar(getattr(off, field))
 
 

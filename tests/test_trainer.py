@@ -18,6 +18,7 @@ import vitnp
 from vitnp import train
 from vitnp.data import Dataset
 from vitnp.durable import LockedError
+from vitnp.options import check_rule, make_config, training_parser
 from vitnp.resuming import load_run
 from vitnp.stopping import Stop
 
@@ -56,10 +57,10 @@ def dataset(n, seed):
 
 def make(folder=None, model=None, rule=None, average=None, train_set=None, **changes):
     """A trainer of a small run, begun in `folder`."""
-    args = train.training_parser("A toy.", **{**RUN, **changes}).parse_args([])
-    config = train._make_config(args, {"image_size": (6, 9), "channels": 1, "num_classes": len(NAMES)})
+    args = training_parser("A toy.", **{**RUN, **changes}).parse_args([])
+    config = make_config(args, {"image_size": (6, 9), "channels": 1, "num_classes": len(NAMES)})
     model = model or vitnp.VisionTransformer(config, rng=args.seed)
-    train._check_rule(args)
+    check_rule(args)
     if rule is None:
         rule, average = train._make_optimizer(model, args), args.ema and vitnp.MovingAverage(model, args.ema)
     trainer = train.Trainer(model, rule, train_set or dataset(40, 1), dataset(20, 2), args, average)
@@ -841,7 +842,7 @@ def run_main(monkeypatch, options, load_data=no_data):
     """train.main with a command line, and with data that must not be asked for unless there are some."""
     fields = {"image_size": (6, 9), "channels": 1, "num_classes": 3}
     monkeypatch.setattr(sys, "argv", ["train_toy.py", *options])
-    parser = train.training_parser("A toy.", out=Path("never"), **RUN)
+    parser = training_parser("A toy.", out=Path("never"), **RUN)
     return train.main(parser, load_data, lambda args: fields)
 
 
@@ -893,10 +894,8 @@ def test_a_choice_that_is_none_is_told_with_the_choices(monkeypatch, capsys, opt
     ids=str,
 )
 def test_positions_of_the_command_line_reach_the_network(options, found):
-    args = train.training_parser("", dim=8, depth=1, heads=2, mlp_dim=8, patch_size=7, pos_init="sincos").parse_args(
-        options
-    )
-    config = train._make_config(args, {"image_size": 28, "channels": 1, "num_classes": 10})
+    args = training_parser("", dim=8, depth=1, heads=2, mlp_dim=8, patch_size=7, pos_init="sincos").parse_args(options)
+    config = make_config(args, {"image_size": 28, "channels": 1, "num_classes": 10})
     assert (config.positions, config.pos_at, config.pos_init) == found
 
 
@@ -905,8 +904,8 @@ def test_what_later_papers_added_reaches_the_network():
     sizes = {"dim": 8, "depth": 2, "heads": 2, "mlp_dim": 8, "patch_size": 7}
     found = []
     for given in ([], options):
-        args = train.training_parser("", **sizes).parse_args(given)
-        config = train._make_config(args, {"image_size": 28, "channels": 1, "num_classes": 10})
+        args = training_parser("", **sizes).parse_args(given)
+        config = make_config(args, {"image_size": 28, "channels": 1, "num_classes": 10})
         found.append((config.stochastic_depth, config.layer_scale, config.registers, config.qk_norm))
     assert found == [(0.0, None, 0, False), (0.1, 1e-3, 4, True)]
 

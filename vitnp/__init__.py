@@ -2,6 +2,7 @@
 
 from vitnp.backend import DeviceError, array_module, to_cpu, to_device
 from vitnp.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from vitnp.config import ConfigError, ViTConfig
 from vitnp.context import Context, ContextError
 from vitnp.few_shot import LinearProbe, few_shot_indices, linear_probe
 from vitnp.gradient_check import GradcheckError, assert_gradients, check_layers, gradcheck
@@ -15,7 +16,7 @@ from vitnp.optim import SGD, Adam, clip_global_norm
 from vitnp.parallel import ShardedStep
 from vitnp.pretrained import adapt, load_pretrained, save_pretrained
 from vitnp.schedules import warmup_decay
-from vitnp.vit import ConfigError, VisionTransformer, ViTConfig
+from vitnp.vit import VisionTransformer
 
 __version__ = "0.1.0"
 

@@ -29,12 +29,13 @@ from typing import IO, Any
 import numpy as np
 
 from vitnp.backend import Array, to_cpu, to_device
+from vitnp.config import ViTConfig
 from vitnp.durable import write_atomically
 from vitnp.environment import environment
 from vitnp.masked import MaskedPatchPrediction
 from vitnp.moving_average import MovingAverage
 from vitnp.optim import SGD, Adam, Optimizer
-from vitnp.vit import VisionTransformer, ViTConfig
+from vitnp.vit import VisionTransformer
 
 FORMAT = 2
 MASKED = "masked patch prediction"  # what a description says where the model is one

@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from vitnp.backend import Array, array_module, to_device
+from vitnp.config import ConfigError, ViTConfig
 from vitnp.context import Context
 from vitnp.layer import Layout
 from vitnp.layers.corruption import PatchCorruption
 from vitnp.layers.patch_embed import patchify
-from vitnp.vit import ConfigError, VisionTransformer, ViTConfig
+from vitnp.vit import VisionTransformer
 
 LEVELS = 8  # 3 bits a channel
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from vitnp.backend import Array, array_module
+from vitnp.config import ViTConfig
 from vitnp.context import Context, StreamingContext
 from vitnp.cores import usable_cores
 from vitnp.layers import GroupNorm, LayerNorm
@@ -28,7 +29,7 @@ from vitnp.losses import softmax_cross_entropy
 from vitnp.moving_average import MovingAverage
 from vitnp.nonfinite import check_update, check_variances
 from vitnp.optim import Optimizer, clip_global_norm
-from vitnp.vit import VisionTransformer, ViTConfig
+from vitnp.vit import VisionTransformer
 
 SAVED = 96 << 20  # bytes of a shard, in no cache anyway: small networks pass in one, and large ones lose 5 % of a step
 

@@ -545,7 +545,7 @@ PROMISES = (
             _check(
                 "test_trainer.py::test_options_of_a_run_that_resumes_are_checked_too",
                 TRAIN,
-                "        _check_ranges(args)\n        learned",
+                "        check_ranges(args)\n        learned",
                 "        learned",
             ),
             _check(

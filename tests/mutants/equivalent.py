@@ -37,6 +37,10 @@ EQUIVALENT: dict[str, str] = {
     _STEP + "block = 2 << 15 if array_module(flat) is np else layout.size": _BLOCK,
     _STEP + "block = 1 << 16 if array_module(flat) is np else layout.size": _BLOCK,
     _STEP + "block = 1 << 14 if array_module(flat) is np else layout.size": _BLOCK,
+    "vitnp/layers/attention.py: backward: if self.q_norm and self.k_norm:  ->  if (self.q_norm or self.k_norm):": (
+        "there are both or neither"
+    ),
+    "vitnp/layers/head.py: backward: if not self.registers:  ->  if False:": "without registers no row is left",
     _SIDES + "strict=True)  ->  " + _SIDES.partition("backward: ")[2] + "strict=False)": "a grid has two axes, always",
     "vitnp/optim.py: step: if self.weight_decay:  ->  if True:": "without decay the factor is 1 - lr · 0 = 1, exactly",
     _WITHIN + f"x_ if (x_ @ x_ <= LARGE) else {_LIMITED}": "of a sum that is LARGE itself, either will do",

@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 
 from numpy.typing import DTypeLike
 
+from vitnp.config import ViTConfig
 from vitnp.context import Context
 from vitnp.inspection.outlines import Outline, OutlineFunctions, UnknownOperation
 from vitnp.layer import Layer
-from vitnp.vit import VisionTransformer, ViTConfig
+from vitnp.vit import VisionTransformer
 
 
 class LayerSummary(NamedTuple):

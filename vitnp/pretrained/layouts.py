@@ -113,19 +113,19 @@ class StemLayout:
     def rows(self, stem: Stem) -> Iterator[Row]:
         """Yield a row for every array of a stem."""
         root = self.root if stem.blocks else self.bare_root
-        yield from self._pair(root, "stem.root", "", (7, stem.channels, stem.width))
+        yield from self.pair(root, "stem.root", "", (7, stem.channels, stem.width))
         c_in = stem.width
         for s, units in enumerate(stem.blocks):
             width = stem.width << s
             for u in range(units):
                 theirs, own = self.unit.format(s=s + self.first, u=u + self.first), f"stem.stages.{s}.{u}"
                 if u == 0:
-                    yield from self._pair(theirs, own, "_proj", (1, c_in, 4 * width))
+                    yield from self.pair(theirs, own, "_proj", (1, c_in, 4 * width))
                 for number, size in ("1", (1, c_in, width)), ("2", (3, width, width)), ("3", (1, width, 4 * width)):
-                    yield from self._pair(theirs, own, number, size)
+                    yield from self.pair(theirs, own, number, size)
                 c_in = 4 * width
 
-    def _pair(self, theirs: str, own: str, which: str, size: tuple[int, int, int]) -> Iterator[Row]:
+    def pair(self, theirs: str, own: str, which: str, size: tuple[int, int, int]) -> Iterator[Row]:
         """Yield the rows of a convolution and of its norm."""
         side, i, o = size
         kernel = f"conv{which}.weight"

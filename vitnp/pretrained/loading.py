@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from vitnp.checkpoint import CheckpointError, Tensors
+from vitnp.config import ConfigError, ViTConfig, pair
 from vitnp.pretrained.files import Source, read_source
 from vitnp.pretrained.layouts import LAYOUTS, Layout, Row, Sizes, Stem, axes, places, turn
 from vitnp.pretrained.positions import RULES, check_rule, resize_grid
-from vitnp.vit import ConfigError, VisionTransformer, ViTConfig, _pair
+from vitnp.vit import VisionTransformer
 
 LAYER_SCALE = 1e-5  # where timm's layer scale starts unless it is told; what it has become is in the file
 LETTERS = {"channels": "C", "dim": "D", "mlp_dim": "M", "num_classes": "Y"}
@@ -284,17 +285,17 @@ def _find_grid(path: Path, positions: int, found: dict[str, Any], told: dict[str
     # with registers, either is common; a class token alone is seldom without a position
     squares = [n for n in (counts if found["registers"] else counts[:1]) if n > 0 and math.isqrt(n) ** 2 == n]
     if "image_size" in told:
-        (H, W), (P_h, P_w) = _pair("image_size", told["image_size"]), found["patch_size"]
+        (H, W), (P_h, P_w) = pair("image_size", told["image_size"]), found["patch_size"]
         stride = 1 if "stem_blocks" not in found else 4 << max(0, len(found["stem_blocks"]) - 1)
         grid = -(-H // stride) // P_h, -(-W // stride) // P_w
     elif "grid" in told or squares:
-        grid = _pair("grid", told["grid"] if "grid" in told else math.isqrt(squares[0]))
+        grid = pair("grid", told["grid"] if "grid" in told else math.isqrt(squares[0]))
     else:
         raise CheckpointError(
             f"{path}: {positions} positions, {'with' if found['pool'] == 'token' else 'without'} a class token, are no "
             "square of patches: give grid=(rows, columns), unless the file is cut"
         )
-    if math.prod(grid) not in counts or _pair("grid", told.get("grid", grid)) != grid:
+    if math.prod(grid) not in counts or pair("grid", told.get("grid", grid)) != grid:
         raise CheckpointError(
             f"{path}: {positions} positions do not go with a grid of {grid}; expected one of "
             f"{' or '.join(map(str, counts))} patches: give the right grid=(rows, columns)"

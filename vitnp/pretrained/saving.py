@@ -13,10 +13,11 @@ import numpy as np
 
 from vitnp.backend import to_cpu
 from vitnp.checkpoint import Tensors
+from vitnp.config import ViTConfig
 from vitnp.durable import write_atomically
 from vitnp.pretrained.files import DESCRIBED, GELUS, NOTE, NOTED, NOTED_LATER
 from vitnp.pretrained.layouts import LAYOUTS, Sizes, Stem, places, turn
-from vitnp.vit import VisionTransformer, ViTConfig
+from vitnp.vit import VisionTransformer
 
 SUFFIXES = {"google": ".npz", "huggingface": ""}
 WRITTEN_AS = {".npz": "a file .npz", ".safetensors": "a file .safetensors", "": "a folder"}
