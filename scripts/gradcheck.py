@@ -44,7 +44,7 @@ def make_targets(rng):
     kw = {"dtype": "float64"}
     tokens = rng.standard_normal((B, N, D))
     rates = {"dropout": 0.2, "attention_dropout": 0.3}
-    images = rng.standard_normal((B, 6, 8, 2))
+    images, maps = rng.standard_normal((B, 6, 8, 2)), rng.standard_normal((B, 5, 7, 4))
     targets = [
         (layers.Linear(D, 4, **kw), tokens),
         (layers.LayerNorm(D, **kw), tokens),
@@ -60,6 +60,18 @@ def make_targets(rng):
         (layers.Block(D, HEADS, MLP_DIM, **rates, **kw), tokens),
         (layers.ClassifierHead(D, 7, pool="token", **kw), tokens),
         (layers.ClassifierHead(D, 7, pool="mean", representation_size=9, **kw), tokens),
+        # the paper's appendix, and later papers
+        (layers.Positions("learned-2d", (2, 2), D, **kw), tokens),
+        (layers.RelativePositions((2, 2), 3, **kw), rng.standard_normal((B, HEADS, N, 3))),
+        (layers.StochasticDepth(0.2), tokens),
+        (layers.LayerScale(D, 0.1, **kw), tokens),
+        (layers.PatchCorruption(N, D, **kw), tokens),
+        # a hybrid's ResNet
+        (layers.StdConv(4, 6, 3, 2, **kw), maps),
+        (layers.GroupNorm(4, 2, **kw), maps),
+        (layers.ReLU(), maps),
+        (layers.MaxPool(), maps),
+        (layers.BottleneckUnit(4, 3, 2, groups=3, **kw), maps),
     ]
     sizes = {"image_size": (6, 8), "patch_size": (3, 2), "channels": 2, "num_classes": 7}
     sizes |= {"dim": D, "depth": 2, "num_heads": HEADS, "mlp_dim": MLP_DIM, **rates}
