@@ -159,13 +159,12 @@ class VisionTransformer(Layer):
 
     def _encode_backward(self, dx: Array, ctx: Context) -> Array:
         """dtokens (B, N, D) -> the gradient of the embedded patches (B, n, D)."""
-        shared, dplaced = self._shared_positions, None
+        shared, dinputs = self._shared_positions, []
         for block in reversed(self.blocks):
             dx = block.backward(dx, ctx)
-            if shared is not None:
-                dplaced = dx if dplaced is None else dplaced + dx
-        if shared is not None:
-            shared.backward(dplaced, ctx)  # they were added to the input of every block
+            dinputs.append(dx)
+        if shared is not None:  # added to the input of every block
+            shared.backward(sum(dinputs[1:], dinputs[0]), ctx)
         dx = self.dropout.backward(dx, ctx)
         if self.positions is not None and shared is None:
             dx = self.positions.backward(dx, ctx)

@@ -38,7 +38,10 @@ NEAREST = {
     "vitnp/masked.py": ("test_masked.py",),
     "vitnp/optim.py": ("test_optim.py",),
     "vitnp/parallel.py": ("test_moving_average.py", "test_parallel.py"),
-    "vitnp/vit.py": (),
+    "vitnp/vit.py": (
+        "test_vit.py::test_every_gradient_of_the_model_is_the_derivative_of_the_loss",
+        "test_vit.py::test_every_gradient_of_another_architecture_is_the_derivative",
+    ),
 }
 # everything that runs in seconds, the quickest first, but the tests of the gradient check itself
 EVERYTHING = (

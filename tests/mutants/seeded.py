@@ -542,7 +542,7 @@ _GRADIENT: tuple[tuple, ...] = (
         "positions-shared-of-one-block",
         "positions",
         "positions in every layer get the gradient of the first block alone",
-        (VIT, "dplaced = dx if dplaced is None else dplaced + dx", "dplaced = dx"),
+        (VIT, "sum(dinputs[1:], dinputs[0])", "dinputs[-1]"),
     ),
     (
         "layer-scale-no-gamma",
