@@ -63,6 +63,7 @@ EVERYTHING = (
     "layers",
     "test_vit.py",
 )
+Part = tuple[int, int]  # K and N: every Nth small change, from the Kth on
 
 
 def nearest(files: Iterable[str]) -> list[str]:
@@ -105,12 +106,15 @@ def report_seeded(answers: dict[str, str]) -> bool:
     return right
 
 
-def report_automatic(answers: dict[str, str]) -> bool:
-    """Print how many changes were noticed; return whether all others are known to change nothing."""
+def report_automatic(answers: dict[str, str], whole: bool) -> bool:
+    """Print how many changes were noticed; return whether all others are known to change nothing.
+
+    `whole` says that all changes were tried, so that one which is listed and was not is gone.
+    """
     caught = {key for key, answer in answers.items() if noticed(answer)}
     broken = [key for key, answer in answers.items() if answer.startswith("died") and key not in caught]
     unknown = [key for key in answers if key not in caught and key not in EQUIVALENT]
-    stale = [key for key in EQUIVALENT if key in caught or key not in answers]
+    stale = [key for key in EQUIVALENT if key in caught or (whole and key not in answers)]
     changes = len(answers) - sum(key in answers for key in EQUIVALENT)
     print(f"automatic  {len(caught):4} of {len(answers)} ({100 * len(caught) / len(answers):.1f} %)", end="")
     print(f", and {len(answers) - changes} that change nothing")
@@ -120,17 +124,35 @@ def report_automatic(answers: dict[str, str]) -> bool:
     return not (broken or unknown or stale)
 
 
+def part_of_changes(text: str) -> Part:
+    """ "2/3" -> (2, 3)"""
+    first, step = map(int, text.split("/"))
+    if not 1 <= first <= step:
+        raise ValueError(f"--part is {text}; expected K/N with K from 1 to N")
+    return first, step
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("--gradcheck", action="store_true", help="the wrong gradients by the gradient check alone")
     parser.add_argument("--only", metavar="TEXT", default="", help="mutants whose name has this text")
+    parser.add_argument(
+        "--part",
+        type=part_of_changes,
+        default="1/1",
+        metavar="K/N",
+        help="of the small changes every Nth, from the Kth on",
+    )
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="trials at a time")
     options = parser.parse_args()
     start = time.perf_counter()
-    check = gradients.check_all if options.gradcheck else run
     with tempfile.TemporaryDirectory(prefix="vitnp-mutants-") as folder:
         try:
-            right = check(Workshop(Path(folder).resolve()), options.workers, options.only)
+            workshop = Workshop(Path(folder).resolve())
+            if options.gradcheck:
+                right = gradients.check_all(workshop, options.workers, options.only)
+            else:
+                right = run(workshop, options.workers, options.only, options.part)
         except PatchError as error:
             print(error)
             right = False
@@ -138,10 +160,10 @@ def main() -> int:
     return 0 if right else 1
 
 
-def run(workshop: Workshop, workers: int, only: str) -> bool:
+def run(workshop: Workshop, workers: int, only: str, part: Part) -> bool:
     """Try the clean package, all patches, and all small changes; return whether all is as it must be."""
     first = [job(mutant.name, patched(mutant.edits)) for mutant in seeded.MUTANTS if only in mutant.name]
-    changes = [change for change in automatic.changes() if only in change.key]
+    changes = [change for change in automatic.changes() if only in change.key][part[0] - 1 :: part[1]]
     if not first and not changes:
         print(f"there is no mutant with {only!r} in its name")
         return False
@@ -157,7 +179,7 @@ def run(workshop: Workshop, workers: int, only: str) -> bool:
             print(f"{answer:60} {name}")
         return all(noticed(answer) or name in EQUIVALENT for name, answer in answers.items())
     right = report_seeded({one.name: answers[one.name] for one in first})
-    return report_automatic({one.name: answers[one.name] for one in second}) and right
+    return report_automatic({one.name: answers[one.name] for one in second}, whole=part[1] == 1) and right
 
 
 if __name__ == "__main__":
