@@ -63,7 +63,7 @@ EVERYTHING = (
     "layers",
     "test_vit.py",
 )
-Part = tuple[int, int]  # K and N: every Nth small change, from the Kth on
+Part = tuple[int, int]  # K and N: every Nth, from the Kth on
 
 
 def nearest(files: Iterable[str]) -> list[str]:
@@ -141,7 +141,7 @@ def main() -> int:
         type=part_of_changes,
         default="1/1",
         metavar="K/N",
-        help="of the small changes every Nth, from the Kth on",
+        help="of the small changes, or the wrong gradients, every Nth from the Kth on",
     )
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="trials at a time")
     options = parser.parse_args()
@@ -150,7 +150,7 @@ def main() -> int:
         try:
             workshop = Workshop(Path(folder).resolve())
             if options.gradcheck:
-                right = gradients.check_all(workshop, options.workers, options.only)
+                right = gradients.check_all(workshop, options.workers, options.only, options.part)
             else:
                 right = run(workshop, options.workers, options.only, options.part)
         except PatchError as error:
