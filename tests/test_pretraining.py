@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from unittest import mock
 
@@ -174,6 +175,43 @@ def test_a_backbone_that_found_room_later_is_the_last(tmp_path, monkeypatch, who
     monkeypatch.setattr("vitnp.pretraining.save_checkpoint", full_at_first)
     assert trainer.run(0.0) == 0
     found, truth = (vitnp.load_checkpoint(place / train.BACKBONE).model for place in (tmp_path / "run", whole))
+    assert same_bits(found.flat, truth.flat)
+
+
+def test_the_backbone_is_written_before_the_checkpoint_that_goes_with_it(tmp_path, monkeypatch):
+    trainer, names, save = make(tmp_path / "run", epochs=1), [], vitnp.save_checkpoint
+
+    def note(path, *arguments, **options):
+        names.append(path.name)
+        save(path, *arguments, **options)
+
+    for module in ("pretraining", "train"):
+        monkeypatch.setattr(f"vitnp.{module}.save_checkpoint", note)
+    assert trainer.run(0.0) == 0
+    assert names == [train.BEST, train.BACKBONE, train.CHECKPOINT]
+
+
+def test_a_checkpoint_is_saved_though_the_backbone_found_no_room(tmp_path, monkeypatch):
+    def full(path, *arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    trainer = make(tmp_path / "run", epochs=1)
+    monkeypatch.setattr("vitnp.pretraining.save_checkpoint", full)
+    with pytest.raises(OSError, match="backbone"):
+        trainer.run(0.0)
+    assert vitnp.load_checkpoint(tmp_path / "run" / train.CHECKPOINT).optimizer.steps == trainer.total_steps
+
+
+@pytest.mark.parametrize("left", ["nothing", "an older one"])
+def test_a_run_that_resumes_at_its_end_writes_the_backbone_again(whole, tmp_path, left):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    (folder / train.BACKBONE).unlink()
+    if left != "nothing":
+        make(tmp_path / "older")
+        shutil.copy(tmp_path / "older" / train.BACKBONE, folder)
+    assert make(folder, vitnp.load_checkpoint(folder / train.CHECKPOINT)).run(0.0) == 0
+    found, truth = (vitnp.load_checkpoint(place / train.BACKBONE).model for place in (folder, whole))
     assert same_bits(found.flat, truth.flat)
 
 

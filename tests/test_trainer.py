@@ -265,7 +265,7 @@ def test_a_damaged_checkpoint_without_a_predecessor_promises_none(tmp_path):
 
 def test_orphans_of_a_killed_run_are_removed_when_it_goes_on(tmp_path):
     make(tmp_path)
-    orphans = [tmp_path / f".{name}.abc.tmp" for name in (train.CHECKPOINT, train.PREVIOUS, train.BEST)]
+    orphans = [tmp_path / f".{name}.abc.tmp" for name in train.SAVED]
     for orphan in orphans:
         orphan.touch()
     resumed(tmp_path / train.CHECKPOINT)
@@ -1036,7 +1036,7 @@ def test_nobody_else_trains_in_the_folder_of_a_run(monkeypatch, tmp_path, what):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a permission there")
-@pytest.mark.parametrize("name", [train.CHECKPOINT, train.PREVIOUS, train.BEST])
+@pytest.mark.parametrize("name", train.SAVED)
 def test_two_folders_that_share_a_file_by_a_link_are_not_trained_in_at_once(monkeypatch, tmp_path, capsys, name):
     monkeypatch.setattr(sys, "argv", ["train_toy.py"])
     for folder in ("one", "two"):

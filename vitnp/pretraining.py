@@ -62,17 +62,34 @@ class MaskedTrainer(Trainer):
         rows = len(dataset) * model.answers
         return losses / rows, correct / rows
 
+    stale = True  # backbone.safetensors, which is not known to be of the last step that is saved
+
     def save(self) -> None:
-        """Write checkpoint.safetensors, and backbone.safetensors beside it; OSError where either cannot be written."""
-        super().save()
-        backbone = cast(MaskedPatchPrediction, self.judged).backbone(len(self.batches.dataset.class_names))
+        """Write backbone.safetensors, and then checkpoint.safetensors; OSError where either cannot be written.
+
+        In this order: a run that is killed between them goes on from the older checkpoint, and writes both again.
+        """
+        try:
+            self._write_backbone()
+        finally:
+            super().save()
+
+    def _save_the_rest(self) -> None:
+        """The backbone, too: a run that resumes at its end does not know what is there."""
+        super()._save_the_rest()
+        if self.stale:
+            self._write_backbone()
+
+    def _write_backbone(self) -> None:
+        self.stale, classes = True, len(self.batches.dataset.class_names)
+        backbone = cast(MaskedPatchPrediction, self.judged).backbone(classes)
         try:
             save_checkpoint(self.folder / BACKBONE, backbone, progress=self._progress())
         except OSError as error:
-            self.unsaved = True
             raise OSError(
                 f"{self.folder / BACKBONE}: could not be written ({error.strerror or error}): make room"
             ) from error
+        self.stale = False
 
     def _print_head(self) -> None:
         config = self.model.config

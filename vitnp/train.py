@@ -57,8 +57,9 @@ from vitnp.vit import VisionTransformer
 PICTURED = 16  # test images in the picture of attention
 BEST = "best.safetensors"
 BACKBONE = "backbone.safetensors"  # what pre-training leaves for training and probes
+SAVED = CHECKPOINT, PREVIOUS, BEST, BACKBONE
 METRICS, FAILED = "metrics.jsonl", "failed_step.json"
-RESULTS = (CHECKPOINT, PREVIOUS, BEST, BACKBONE, METRICS, FAILED, "attention.png", "curves.png")
+RESULTS = (*SAVED, METRICS, FAILED, "attention.png", "curves.png")
 NOTHING_SEEN = {"loss": 0.0, "correct": 0, "images": 0}
 Loader = Callable[[argparse.Namespace], tuple[Dataset, Dataset]]
 ImageFields = Callable[[argparse.Namespace], dict[str, Any]]
@@ -136,7 +137,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
     Where there is no such folder, whatever is to be read there will say so.
     """
-    real = {os.path.dirname(os.path.realpath(folder / name)) for name in (CHECKPOINT, PREVIOUS, BEST)}
+    real = {os.path.dirname(os.path.realpath(folder / name)) for name in SAVED}
     places = {path: Path(path) for path in sorted(real)} | {os.path.realpath(folder): folder}
     with ExitStack() as locks:
         for place in places.values():
@@ -522,7 +523,7 @@ class Trainer:
             warn(f"notice: {self.metrics.path} lacks {missing} lines that the run had written")
         if changed := changes(checkpoint.environment, environment()):
             warn(f"notice: results will agree to rounding, not bit for bit: {changed}")
-        for name in (CHECKPOINT, PREVIOUS, BEST):
+        for name in SAVED:
             remove_orphans(self.folder / name)
         if path.name == PREVIOUS:
             os.replace(path, self.folder / CHECKPOINT)  # the one after it is given up
