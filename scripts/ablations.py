@@ -17,6 +17,7 @@ the picture ablations.png.
 import argparse
 import contextlib
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import math
@@ -172,33 +173,52 @@ def train_one(variant, seed, sets, recipe, out):
         "images_per_s": trainer.images / trainer.seconds,
         "seconds": trainer.seconds,
     }
-    write_atomically(kept, json.dumps(result).encode())
+    write_sealed(kept, result)
     return result
 
 
 def read_result(path, config):
-    """Return a result that is there; ValueError where it is another network's."""
-    result = json.loads(path.read_text())
+    """Return a result that is there; ValueError where it is another network's, or not as it was written."""
+    result = read_sealed(path, "remove it, and the same command tests that network again")
     if vitnp.ViTConfig(**result["config"]) != config:
         raise ValueError(f"{path}: a result of another network, {result['config']}: choose another --out")
     return result
 
 
-def claim(out, recipe, args):
-    """Make the folder of the results; ValueError where it holds those of another recipe, which is no comparison."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out is {out}, which is a file; it must be a folder, or one that can be made")
-    out.mkdir(parents=True, exist_ok=True)
+def write_sealed(path, content):
+    """Write a dict as JSON, with a digest by which `read_sealed` knows it again."""
+    write_atomically(path, json.dumps({**content, "sha256": _digest(content)}).encode())
+
+
+def read_sealed(path, advice):
+    """Return the dict that is in a file; ValueError with the advice unless it is as `write_sealed` left it."""
+    try:
+        content = json.loads(path.read_bytes())
+        whole = content.pop("sha256") == _digest(content)
+    except (ValueError, TypeError, AttributeError, KeyError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path}: is damaged, or was changed after it was written: {advice}")
+    return content
+
+
+def _digest(content):
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def check_recipe(out, recipe, args):
+    """Return what results depend on; ValueError where `out` holds those of another recipe, which is no comparison."""
     path, settings = out / "recipe.json", {"dataset": args.dataset, "images": args.images}
     settings |= {name: value for name, value in vars(recipe).items() if name not in (*PLACES, "seed", "shards")}
-    if path.exists():
-        before = json.loads(path.read_text())
+    # where nothing was trained yet, there is nothing to compare with
+    if path.exists() and any(list(out.glob(f"*/seed-*/{name}")) for name in (CHECKPOINT, "result.json")):
+        before = read_sealed(path, "choose another --out")
         others = [
             f"{name} {before[name]}" for name in settings.keys() & before.keys() if before[name] != settings[name]
         ]
         if others:
             raise ValueError(f"{out} holds results with {', '.join(others)}: give the same, or another --out")
-    write_atomically(path, json.dumps(settings).encode())
+    return settings
 
 
 # -- the table --------------------------------------------------------------------------------------------------------
@@ -288,9 +308,13 @@ def run(args):
         if (value := getattr(args, name)) is not None and not least <= value < math.inf:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be {least} or more, and finite")
     recipe, out = recipe_of(args), args.out or Path(f"runs/ablations-{args.dataset}")
-    claim(out, recipe, args)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out is {out}, which is a file; it must be a folder, or one that can be made")
+    out.mkdir(parents=True, exist_ok=True)
     with hold_lock(out / ".lock", f"runs ablations in {out}"):
+        settings = check_recipe(out, recipe, args)
         train_set, test_set = BENCHES[args.dataset].load(args)
+        write_sealed(out / "recipe.json", settings)
         if args.images is not None:
             train_set = train_set.subset(range(min(len(train_set), args.images + recipe.held_out)))
         return train_all(variants, (train_set, test_set), recipe, out, args)

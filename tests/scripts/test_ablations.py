@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -245,6 +246,50 @@ def test_results_of_another_recipe_or_network_are_not_mixed(out, script, capsys,
     monkeypatch.setitem(script.BENCHES, "digits", wider)
     assert ablate(script, out, "--only", "pooling") == 1
     assert re.match(r"error: \S+result\.json: a result of another network, .*: choose", capsys.readouterr().err)
+
+
+def with_accuracy(value):
+    return lambda text: re.sub(r'"test_accuracy": [^,]+', f'"test_accuracy": {value}', text)
+
+
+@pytest.mark.parametrize(
+    "change", [with_accuracy(0.999), with_accuracy("NaN"), lambda text: text[:9], lambda text: "", "{}", "[]"]
+)
+@pytest.mark.parametrize("name", ["base/seed-0/result.json", "recipe.json"])
+def test_a_file_that_was_changed_or_cut_is_not_believed(out, script, tmp_path, capsys, name, change):
+    folder = tmp_path / "copy"
+    shutil.copytree(out, folder)
+    text = (folder / name).read_text()
+    changed = change if isinstance(change, str) else change(text)
+    if changed == text:  # a recipe has no accuracy
+        changed = text.replace('"epochs": 2', '"epochs": 3')
+    (folder / name).write_text(changed)
+    capsys.readouterr()
+    assert ablate(script, folder, "--only", "pooling") == 1
+    told = f"error: {folder / name}: is damaged, or was changed after it was written: "
+    assert capsys.readouterr().err.startswith(told)
+
+
+def test_a_run_without_data_stands_in_nobody_s_way(script, tmp_path, monkeypatch, capsys):
+    def load(args):
+        raise OSError("no data there")
+
+    bench = script.BENCHES["digits"]
+    monkeypatch.setitem(script.BENCHES, "digits", bench._replace(load=load))
+    assert ablate(script, tmp_path / "out", "--epochs", 3) == 1
+    assert list((tmp_path / "out").iterdir()) == []
+    script.write_sealed(tmp_path / "out" / "recipe.json", {"epochs": 3})  # nothing was trained by it
+    capsys.readouterr()
+    assert ablate(script, tmp_path / "out") == 1
+    assert capsys.readouterr().err == "error: no data there\n"
+
+
+def test_the_recipe_is_read_and_written_under_the_lock(script, tmp_path, monkeypatch):
+    locked = []
+    monkeypatch.setattr(script, "check_recipe", lambda out, *_: locked.append((out / ".lock").exists()) or {})
+    monkeypatch.setattr(script, "train_all", lambda *_: 0)
+    assert ablate(script, tmp_path / "out") == 0
+    assert locked == [True]
 
 
 def test_help_tells_every_option(run, tmp_path):
