@@ -223,6 +223,20 @@ def test_a_square_of_patches_is_found_beside_registers_with_and_without_position
     assert (found.config.grid, found.config.registers) == ((4, 4), 4)
 
 
+def test_a_grid_is_asked_for_where_two_numbers_of_patches_are_square(tmp_path):
+    model = hard_model(registers=4, image_size=(6, 6), patch_size=(2, 2))  # 9 patches
+    vitnp.save_pretrained(model, tmp_path / "m", "timm")
+
+    def edit(arrays):
+        arrays["pos_embed"] = arrays["pos_embed"][:, 5:]
+
+    path = change(tmp_path / "m", tmp_path / "n.safetensors", edit)
+    with pytest.raises(vitnp.CheckpointError, match=r"9 positions may be of 4 or 9 patches, as the 5 tokens .* grid="):
+        vitnp.load_pretrained(path, num_heads=2)
+    for side in (2, 3):
+        assert vitnp.load_pretrained(path, num_heads=2, grid=side).config.grid == (side, side)
+
+
 def test_gelu_and_epsilon_can_be_others_than_the_layouts():
     config = load("timm", gelu="tanh", layer_norm_eps=1e-5).config
     assert (config.gelu, config.layer_norm_eps) == ("tanh", 1e-5)
@@ -443,6 +457,11 @@ def test_heads_that_do_not_divide_the_width_are_refused():
         load("timm", num_heads=4)
 
 
+def test_an_epsilon_that_is_no_number_is_refused():
+    with pytest.raises(vitnp.CheckpointError, match="layer_norm_eps is nan; it must be above 0"):
+        load("timm", layer_norm_eps=float("nan"))
+
+
 def test_a_grid_that_is_no_square_is_asked_for():
     with pytest.raises(
         vitnp.CheckpointError, match=r"9 positions, with a class token, are no square .*grid=\(rows, col"
@@ -561,6 +580,41 @@ def test_heads_that_are_wider_than_the_network_are_refused(google):
         google(edit)
 
 
+@pytest.mark.parametrize(("case", "channels"), [("google-hybrid", 256), ("google-root", 32)])
+@pytest.mark.parametrize("kept", [1, 7])
+def test_patches_of_another_number_of_channels_than_the_stem_makes_are_misshaped(case, channels, kept, tmp_path):
+    def edit(arrays):
+        arrays["embedding/kernel"] = arrays["embedding/kernel"][:, :, :kept]
+
+    path = change(file_of(case), tmp_path / "m.npz", edit)
+    with pytest.raises(
+        vitnp.CheckpointError, match=rf"misshaped: embedding/kernel is .*, {kept}, 6\), expected .*, {channels}, 6\)$"
+    ):
+        vitnp.load_pretrained(path, "float64", **ASKED[case])
+
+
+def test_patches_behind_a_stage_that_is_missing_are_misshaped(tmp_path):
+    def edit(arrays):
+        for name in [name for name in arrays if name.startswith("block2/")]:
+            del arrays[name]
+
+    path = change(file_of("google-hybrid"), tmp_path / "m.npz", edit)
+    with pytest.raises(
+        vitnp.CheckpointError, match=r"misshaped: embedding/kernel is .*, 256, 6\), expected .*, 128, 6"
+    ):
+        vitnp.load_pretrained(path, "float64", **ASKED["google-hybrid"])
+
+
+def test_numbers_that_the_dtype_cannot_hold_are_refused(google, tmp_path):
+    def edit(arrays):
+        arrays["cls"][0, 0, 1] = 1e300
+
+    assert google(edit).parameters()["cls_token"].max() == 1e300
+    path = change(file_of("google"), tmp_path / "n.npz", edit)
+    with pytest.raises(vitnp.CheckpointError, match=r"n\.npz: cls_token has numbers too large for float32"):
+        vitnp.load_pretrained(path)
+
+
 def test_an_array_of_too_few_axes_is_listed(google):
     def edit(arrays):
         arrays["embedding/kernel"] = arrays["embedding/kernel"].reshape(12, 6)
@@ -609,6 +663,15 @@ def test_a_flipped_bit_of_a_npz_file_is_noticed(tmp_path):
     content[content.index(b"\x93NUMPY") + 200] ^= 1
     (tmp_path / "m.npz").write_bytes(content)
     with pytest.raises(vitnp.CheckpointError, match="damaged or cut short: Bad CRC-32"):
+        vitnp.load_pretrained(tmp_path / "m.npz")
+
+
+@pytest.mark.parametrize(("at", "value", "message"), [(8, 1, "encrypted"), (10, 99, "compression method")])
+def test_a_npz_file_that_cannot_be_unpacked_is_refused(at, value, message, tmp_path):
+    content = bytearray(file_of("google").read_bytes())
+    content[content.index(b"PK\x01\x02") + at] = value  # of the first entry of the archive's directory
+    (tmp_path / "m.npz").write_bytes(content)
+    with pytest.raises(vitnp.CheckpointError, match=rf"m\.npz: cannot be unpacked: .*{message}"):
         vitnp.load_pretrained(tmp_path / "m.npz")
 
 

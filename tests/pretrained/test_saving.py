@@ -135,6 +135,13 @@ def test_names_of_a_hybrid_are_timms(network, tmp_path):
         assert len(backbone) == 3 * (1 + 4 + 3 + 4)
 
 
+def test_a_register_of_negative_zeros_stays_so(tmp_path):
+    model = hard_model(registers=2)
+    model.parameters()["reg_token"][...] = -0.0
+    vitnp.save_pretrained(model, tmp_path / "m", "timm")
+    assert np.signbit(vitnp.load_pretrained(tmp_path / "m", "float64").parameters()["reg_token"]).all()
+
+
 def test_an_unknown_layout_is_refused_with_the_known_ones(tmp_path):
     with pytest.raises(ValueError, match="layout is 'keras'; choose one of 'google', 'timm', 'huggingface', 'torchvi"):
         vitnp.save_pretrained(hard_model(), tmp_path / "m", "keras")

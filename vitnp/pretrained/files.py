@@ -89,6 +89,8 @@ def read_source(path: Path) -> Source:
         raise
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror or error}): check its permissions") from None
+    except (NotImplementedError, RuntimeError) as error:  # zipfile's words for a method it lacks, and for a password
+        raise CheckpointError(f"{file}: cannot be unpacked: {error}") from None
     except (ValueError, TypeError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(f"{file}: damaged or cut short: {error}") from None
 

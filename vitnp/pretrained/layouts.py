@@ -90,6 +90,11 @@ class Stem(NamedTuple):
     channels: int
     width: int
 
+    @property
+    def map_channels(self) -> int:
+        """How many channels the feature map has that is cut into patches."""
+        return 4 * self.width << len(self.blocks) - 1 if self.blocks else self.width
+
 
 @dataclass(frozen=True)
 class StemLayout:

@@ -108,6 +108,8 @@ def _examine(path: Path, source: Source, given: dict[str, Any]) -> Network:
     stem = _find_stem(layout, tensors)
     rows = _expected_rows(layout, tensors, stem)
     sizes = _measure(rows, tensors)
+    if stem is not None:
+        sizes["C"] = stem.map_channels  # the patches are of what the stem makes
     names = {row.name for row in rows}
     floats = {name: tensor for name, tensor in tensors.items() if tensor.dtype.kind == "f"}
     problems = {
@@ -125,7 +127,7 @@ def _examine(path: Path, source: Source, given: dict[str, Any]) -> Network:
             "together are as wide as the network"
         )
     for name, value in given.items():
-        if source.described.get(name, value) != value:
+        if name in source.described and source.described[name] != value:
             raise CheckpointError(
                 f"{path}: {name} is said to be {value}, but the file says {source.described[name]}: leave it out"
             )
@@ -284,6 +286,11 @@ def _find_grid(path: Path, positions: int, found: dict[str, Any], told: dict[str
     counts = (positions - others, positions) if others else (positions,)
     # with registers, either is common; a class token alone is seldom without a position
     squares = [n for n in (counts if found["registers"] else counts[:1]) if n > 0 and math.isqrt(n) ** 2 == n]
+    if len(squares) > 1 and not {"grid", "image_size"} & told.keys():
+        raise CheckpointError(
+            f"{path}: {positions} positions may be of {' or '.join(map(str, squares))} patches, as the {others} tokens "
+            "in front of them have positions or none: give grid=(rows, columns)"
+        )
     if "image_size" in told:
         (H, W), (P_h, P_w) = pair("image_size", told["image_size"]), found["patch_size"]
         stride = 1 if "stem_blocks" not in found else 4 << max(0, len(found["stem_blocks"]) - 1)
@@ -306,14 +313,19 @@ def _find_grid(path: Path, positions: int, found: dict[str, Any], told: dict[str
 def _fill(path: Path, model: VisionTransformer, network: Network, resize: str | None) -> None:
     """Write the arrays into the model's, turned as the layouts say; a head that does not fit stays at zero."""
     own, same_head = places(model.parameters()), model.config.num_classes == network.config.num_classes
-    for row in network.rows:
-        place, array = own[row.own_name], network.tensors[row.name]
-        if row.own_name == "pos_embed":
-            place[...], of_registers = _positions(path, array, model.config, network.config.grid, resize)
-        elif same_head or not row.own_name.startswith("head."):
-            place[...] = turn(array, row.shape, row.own_shape, network.sizes | row.sizes)
-    if model.config.registers:
-        own["reg_token"][...] += of_registers  # vitnp's have no position: what is added to them anyway is theirs
+    with np.errstate(over="ignore"):  # what is too large is told of below
+        for row in network.rows:
+            place, array = own[row.own_name], network.tensors[row.name]
+            if row.own_name == "pos_embed":
+                place[...], of_registers = _positions(path, array, model.config, network.config.grid, resize)
+            elif same_head or not row.own_name.startswith("head."):
+                place[...] = turn(array, row.shape, row.own_shape, network.sizes | row.sizes)
+        if model.config.registers and of_registers.any():
+            own["reg_token"][...] += of_registers  # vitnp's have no position: what is added to them anyway is theirs
+    if large := [name for name, array in model.parameters().items() if not np.isfinite(array).all()]:
+        raise CheckpointError(
+            f"{path}: {', '.join(large)} has numbers too large for {model.flat.dtype}: choose another"
+        )
 
 
 def _positions(
