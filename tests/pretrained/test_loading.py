@@ -444,6 +444,66 @@ def test_an_image_size_that_patches_do_not_tile_is_refused():
 # -- what a file does not tell ----------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def hub(tmp_path):
+    """A way to lay a file of timm's in a folder as its hub does, with a config.json, and read it."""
+
+    def laid(case="timm", name="model.safetensors", told=None, **entries):
+        shutil.copy(file_of(case), tmp_path / name)
+        config = {"architecture": "vit_base_patch16_224", "num_classes": 5, **entries}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        asked = {"num_heads": 3, "grid": (2, 4)} if told is None else told
+        return vitnp.load_pretrained(tmp_path if name == "model.safetensors" else tmp_path / name, "float64", **asked)
+
+    return laid
+
+
+def test_what_the_config_of_timms_hub_says_is_taken(hub, tmp_path):
+    arguments = {"img_size": [6, 8], "num_heads": 3, "act_layer": "gelu_tanh", "drop_path_rate": 0.1, "fc_norm": None}
+    found = hub(told={}, global_pool="token", model_args=arguments).config
+    assert (found.num_heads, found.grid, found.gelu, found.pool) == (3, (2, 4), "tanh", "token")
+    assert hub("timm-mean", global_pool="avg").config.pool == "mean"
+    assert read_scale(tmp_path) == (None, None)
+    hub(pretrained_cfg={"mean": [0.1, 0.2], "std": [0.3, 0.4], "global_pool": "token"})
+    assert read_scale(tmp_path) == read_scale(tmp_path / "model.safetensors") == ([0.1, 0.2], [0.3, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"global_pool": "avg"}, "pools the mean beside a class token"),
+        ({"pretrained_cfg": {"global_pool": "avg"}}, "pools the mean beside a class token"),
+        (
+            {"global_pool": "token", "model_args": {"global_pool": "max"}},
+            "global_pool is 'max'; vitnp has token or avg",
+        ),
+        ({"case": "timm-mean", "global_pool": "token"}, "pools its class token, and there is none"),
+        ({"model_args": {"fc_norm": True}}, "fc_norm is True; vitnp has False"),
+        ({"model_args": {"act_layer": "quick_gelu"}}, "act_layer is 'quick_gelu'; vitnp has gelu or gelu_tanh"),
+        ({"model_args": {"rope": 1}}, "model_args has rope, of which vitnp knows nothing"),
+        ({"model_args": {"num_heads": 2}}, "num_heads is said to be 3, but the file says 2"),
+        ({"model_args": 3}, "model_args is 3; expected an object"),
+        ({"num_classes": 7}, "num_classes is said to be 7, but the arrays have 5"),
+    ],
+)
+def test_what_the_config_of_timms_hub_says_and_vitnp_cannot_do_is_refused(hub, entries, message):
+    with pytest.raises(vitnp.CheckpointError, match=message):
+        hub(**entries)
+
+
+def test_a_config_that_may_be_of_another_file_is_left_alone(hub):
+    assert same_parameters(hub(name="other.safetensors", global_pool="max"), load("timm"))
+
+
+@pytest.mark.parametrize(("case", "right", "wrong"), [("timm", "token", "mean"), ("timm-mean", "mean", "token")])
+def test_a_pool_that_is_said_must_be_that_of_the_arrays(case, right, wrong):
+    assert load(case, pool=right).config == load(case).config
+    with pytest.raises(vitnp.CheckpointError, match=r"a network that pools (the mean beside a|its) class token"):
+        load(case, pool=wrong)
+    with pytest.raises(ValueError, match="pool is 'max'; choose 'token' or 'mean'"):
+        load(case, pool="max")
+
+
 @pytest.mark.parametrize("case", ["timm", "torchvision"])
 def test_heads_that_a_file_does_not_tell_are_asked_for(case):
     with pytest.raises(

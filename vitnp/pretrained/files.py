@@ -18,6 +18,7 @@ import numpy as np
 from vitnp.checkpoint import CheckpointError, Tensors
 
 PICKLE = "pytorch_model.bin"  # where older folders of transformers have no model.safetensors
+MODEL = "model.safetensors"  # in a folder of transformers, and in one of timm's hub
 INDEX = "model.safetensors.index.json"  # where a large model is in several files, and this says what is in which
 NOTE = "vitnp.config"  # where the metadata of a safetensors file, or a .npz file's comment, has what vitnp wrote
 PATCHES = {
@@ -51,6 +52,30 @@ DESCRIBED: tuple[tuple[str, str, Any], ...] = (
     ("attention_probs_dropout_prob", "attention_dropout", 0.0),
     ("layer_norm_eps", "layer_norm_eps", 1e-12),
 )
+# what timm makes a model with: what of it a ViTConfig has, what vitnp has one kind of, and what no output depends on
+# that the arrays do not tell
+TIMM_TOLD = {
+    "img_size": "image_size",
+    "patch_size": "patch_size",
+    "in_chans": "channels",
+    "embed_dim": "dim",
+    "depth": "depth",
+    "num_heads": "num_heads",
+    "reg_tokens": "registers",
+    "qk_norm": "qk_norm",
+}
+TIMM_ALONE = {
+    "act_layer": ("gelu", "gelu_tanh"),
+    "norm_layer": ("layernorm",),
+    "fc_norm": (False,),
+    "pre_norm": (False,),
+    "final_norm": (True,),
+    "qkv_bias": (True,),
+    "pool_include_prefix": (False,),
+}
+TIMM_ELSE = {"num_classes", "global_pool", "class_token", "no_embed_class", "mlp_ratio", "init_values"}
+TIMM_ELSE |= {"pos_embed", "weight_init", "fix_init", "dynamic_img_size", "dynamic_img_pad", "strict_img_size"}
+TIMM_ELSE |= {f"{part}drop_rate" for part in ("", "pos_", "patch_", "proj_", "attn_")} | {"drop_path_rate"}
 # what a file of vitnp's notes: the fields of a ViTConfig that no array tells
 NOTED = ("image_size", "num_heads", "dropout", "attention_dropout", "gelu", "layer_norm_eps", "pos_init")
 NOTED_LATER = {
@@ -72,7 +97,7 @@ def read_source(path: Path) -> Source:
 
     Raises FileNotFoundError, or CheckpointError that says what was found and what was expected.
     """
-    file = path / "model.safetensors" if path.is_dir() else path
+    file = path / MODEL if path.is_dir() else path
     for other in (INDEX, PICKLE):
         if not file.is_file() and (path / other).is_file():
             file = path / other
@@ -84,7 +109,9 @@ def read_source(path: Path) -> Source:
             source = _read_shards(file)
         else:
             source = _read_npz(path) if _is_zip(file) else _read_safetensors(file)
-        return source._replace(described=_read_config(file)) if source.layout == "huggingface" else source
+        if source.layout == "huggingface":
+            return source._replace(described=_read_config(file))
+        return source._replace(described=source.described or _read_timm(file)) if source.layout == "timm" else source
     except CheckpointError:
         raise
     except OSError as error:
@@ -96,17 +123,61 @@ def read_source(path: Path) -> Source:
 
 
 def read_scale(path: Path) -> tuple[list[float] | None, list[float] | None]:
-    """Return the (mean, std) that a folder of transformers tells of its images, each None where it does not."""
-    preprocessor = path / "preprocessor_config.json"
-    told = _read_object(preprocessor, "how transformers prepares an image") if preprocessor.is_file() else {}
-    for name in ("image_mean", "image_std"):
+    """Return the (mean, std) that a folder of transformers or of timm's hub tells of its images, None where none does.
+
+    `path` is the folder, or the model.safetensors in it.
+    """
+    if path.name in (MODEL, INDEX):
+        path = path.parent
+    source, names = path / "preprocessor_config.json", ("image_mean", "image_std")
+    if source.is_file():
+        told = _read_object(source, "how transformers prepares an image")
+    else:
+        source, names = path / "config.json", ("mean", "std")
+        config = _read_timm_config(source)
+        told = config.get("pretrained_cfg") or config  # older ones have all of it in one
+    for name in names:
         numbers = told.get(name)
         right = isinstance(numbers, list) and all(type(number) in (int, float) for number in numbers)
         if numbers is not None and not right:
-            raise CheckpointError(
-                f"{preprocessor}: {name} is {numbers!r:.40}; expected a list of numbers, one a channel"
-            )
-    return told.get("image_mean"), told.get("image_std")
+            raise CheckpointError(f"{source}: {name} is {numbers!r:.40}; expected a list of numbers, one a channel")
+    mean, std = (told.get(name) for name in names)
+    return mean, std
+
+
+def _read_timm_config(path: Path) -> dict[str, Any]:
+    """Return the config.json of timm's hub; nothing where there is none, or another program's."""
+    config = _read_object(path, "the configuration of a model of timm") if path.is_file() else {}
+    if "architecture" not in config:
+        return {}
+    for name in ("model_args", "pretrained_cfg"):
+        if not isinstance(config.get(name) or {}, dict):
+            raise CheckpointError(f"{path}: {name} is {config[name]!r:.40}; expected an object")
+    return config
+
+
+def _read_timm(file: Path) -> dict[str, Any]:
+    """Return what the config.json says that timm's hub has beside its files, of which no other name can be."""
+    path = file.with_name("config.json")
+    config = _read_timm_config(path) if file.name in (MODEL, INDEX) else {}
+    arguments = {name: value for name, value in (config.get("model_args") or {}).items() if value is not None}
+    if unknown := sorted(arguments.keys() - TIMM_TOLD.keys() - TIMM_ALONE.keys() - TIMM_ELSE):
+        raise CheckpointError(f"{path}: model_args has {', '.join(unknown)}, of which vitnp knows nothing")
+    alone = {name: (arguments[name], choices) for name, choices in TIMM_ALONE.items() if name in arguments}
+    described = {ours: arguments[theirs] for theirs, ours in TIMM_TOLD.items() if theirs in arguments}
+    for told in (arguments, config, config.get("pretrained_cfg") or {}):
+        if "global_pool" in told and "global_pool" not in alone:
+            alone["global_pool"] = told["global_pool"], ("token", "avg")
+    for name, (value, choices) in alone.items():
+        if value not in choices:
+            raise CheckpointError(f"{path}: {name} is {value!r}; vitnp has {' or '.join(map(str, choices))}")
+    if "global_pool" in alone:
+        described["pool"] = "token" if alone["global_pool"][0] == "token" else "mean"
+    if "act_layer" in arguments:
+        described["gelu"] = "tanh" if arguments["act_layer"] == "gelu_tanh" else "erf"
+    if config.get("num_classes"):
+        described["num_classes"] = config["num_classes"]
+    return described
 
 
 def _read_object(path: Path, what: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ def load_pretrained(
     *,
     num_heads: int | None = None,
     grid: int | tuple[int, int] | None = None,
+    pool: str | None = None,
     gelu: str | None = None,
     layer_norm_eps: float | None = None,
     num_classes: int | None = None,
@@ -44,6 +45,9 @@ def load_pretrained(
     Args:
         num_heads: timm's and torchvision's files do not say it.
         grid: rows and columns of patches, where they are not a square; only a folder of transformers tells.
+        pool: what goes to the classifier, "token" or "mean": the class token where there is one, and the mean where
+            there is none. No array tells a class token beside a mean, which vitnp has not: saying "mean" of such a file
+            refuses it, as does the config.json that timm's hub has beside a model.safetensors.
         gelu, layer_norm_eps: where they are others than the layout's own programs take: "tanh" and 1e-6 for the
             original, "erf" and 1e-6 for timm and torchvision; a folder of transformers tells.
 
@@ -54,8 +58,8 @@ def load_pretrained(
         resize: how the positions go to another grid: "align-corners" as the original, "bilinear", "bicubic" as
             transformers, "bicubic-antialias" as timm; see `vitnp.pretrained.positions`.
 
-    A network with a class token is taken to classify by it, one without by the mean of all tokens. Files that vitnp
-    wrote say everything. Numbers are converted to `dtype`. The model has no dropout.
+    Files that vitnp wrote say everything, and a folder of timm's hub is believed as far as its config.json goes.
+    Numbers are converted to `dtype`. The model has no dropout.
 
     How the network was given its pixels, no file of weights says. From [0, 1], the original and most of timm's take
     mean 0.5 and divide by std 0.5; torchvision's, and DeiT, take those of ImageNet, mean (0.485, 0.456, 0.406) and std
@@ -66,13 +70,15 @@ def load_pretrained(
     (1e-5 in its norms, 1e-8 in its weights), which makes 1e-5 of its logits.
 
     Raises FileNotFoundError; CheckpointError that lists all that is missing, not expected or of another shape, says
-    which argument is wanted, or which contradicts the file; ValueError for an unknown rule.
+    which argument is wanted, or which contradicts the file; ValueError for an unknown rule or pool.
     """
     path = Path(path)
     if resize is not None:
         check_rule(resize)
+    if pool not in (None, "token", "mean"):
+        raise ValueError(f"pool is {pool!r}; choose 'token' or 'mean'")
     source = read_source(path)
-    given = {"num_heads": num_heads, "grid": grid, "gelu": gelu, "layer_norm_eps": layer_norm_eps}
+    given = {"num_heads": num_heads, "grid": grid, "pool": pool, "gelu": gelu, "layer_norm_eps": layer_norm_eps}
     network = _examine(path, source, {name: value for name, value in given.items() if value is not None})
     if num_classes is None and not network.has_head:
         raise CheckpointError(f"{path}: the file has no classifier: give num_classes, for one of zeros")
@@ -256,6 +262,12 @@ def _configure(
         "registers": sizes["G"] if "reg_token" in own_names else 0,
         "qk_norm": "blocks.0.attn.q_norm.gamma" in own_names,
     }
+    if told.get("pool", found["pool"]) != found["pool"]:
+        raise CheckpointError(
+            f"{path}: a network that pools the mean beside a class token, and vitnp's have one or the other"
+            if found["pool"] == "token"
+            else f"{path}: a network that pools its class token, and there is none in the file: is it the mean?"
+        )
     if stem is not None:
         found |= {"channels": stem.channels, "stem_blocks": stem.blocks, "stem_width": stem.width / 64}
     if "blocks.0.ls1.gamma" in own_names:
