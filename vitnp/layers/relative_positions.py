@@ -1,14 +1,20 @@
-"""Relative positions: attention that sees how far apart two patches are (Dosovitskiy et al., appendix D.4).
+"""Relative positions: attention that sees how far apart two patches are, by rows and by columns.
 
 Forward     Relative attention asks a second time with the same query, and embeddings of offsets are the keys. What the
             query of the patch at (r, c) gives for the key of the one at (r', c') is
                 bias = q · (rows[r − r'] + columns[c − c'])
-            which is added to the score of the two before the softmax. Every offset that a grid has is learned, none is
-            clipped, and the heads share them, as in Shaw et al. (arXiv 1803.02155, section 3.3). A class token and
+            which is added to the score of the two before the softmax. Every distance of rows and every one of columns
+            has an embedding, none is clipped, and the heads share them, as in Shaw et al. (arXiv 1803.02155, section
+            3.3). A pair of the two distances has none of its own, only their sum. A class token and
             registers are at no place: for pairs with one of them the bias is 0, and content alone decides. (So in the
             last block of a network that reads its class token, these embeddings have no effect.)
             All patches at r have the same offsets to the rows, so each axis is a product of small matrices, r by r:
                 A[r, c, r'] = q[r, c] · rows[r − r'],   B[r, c, c'] = q[r, c] · columns[c − c'],   bias = A + B
+
+Not the     Dosovitskiy et al. (appendix D.4) add such logits too, but number the patches in raster order, p = C r + c,
+paper's     and learn one embedding for each offset p − p' of that single axis, 2 R C − 1 in all. There the last patch of
+            a row and the first of the next are neighbours; here rows and columns stay apart, 2 R + 2 C − 2 embeddings.
+            What Table 8 says of relative positions was measured with theirs.
 
 Backward    dA = Σ_c' dbias,   dB = Σ_r' dbias,   for A is in the sum once for each c', and B for each r'
             Then as for any product of queries and keys: dq[r, c] = Σ_r' dA[r, c, r'] rows[r − r'] + the same of B,
