@@ -18,14 +18,18 @@ import vitnp
 from vitnp import train
 
 
-def config_of(network):
-    """The configuration of a published size, or of the model in a checkpoint."""
-    if Path(network).suffix == ".safetensors":
-        return vitnp.load_checkpoint(network).model.config
+def network_of(name, changes):
+    """The configuration of a published size, or the model in a checkpoint, of whatever kind; with `changes` of it."""
+    if Path(name).suffix == ".safetensors":
+        model = vitnp.load_checkpoint(name).model
+        if not changes:
+            return model
+        return type(model)(dataclasses.replace(model.config, **changes), rng=None, dtype=model.flat.dtype)
     try:
-        return vitnp.ViTConfig.named(network)
+        config = vitnp.ViTConfig.named(name)
     except vitnp.ConfigError as error:
         raise ValueError(f"{error}, or give a checkpoint, whose name ends in .safetensors") from None
+    return dataclasses.replace(config, **changes)
 
 
 def parse_changes(texts):
@@ -44,7 +48,7 @@ def parse_changes(texts):
 
 
 def run(args):
-    found = vitnp.summary(dataclasses.replace(config_of(args.network), **parse_changes(args.changes)), args.batch_size)
+    found = vitnp.summary(network_of(args.network, parse_changes(args.changes)), args.batch_size)
     if not args.json:
         print(found)
         return 0

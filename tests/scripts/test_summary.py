@@ -51,6 +51,17 @@ def test_a_checkpoint_is_summarised(monkeypatch, capsys, digits_run):
     assert output == f"{vitnp.summary(vitnp.load_checkpoint(checkpoint).model)}\n"
 
 
+def test_a_masked_run_s_is_the_network_that_hides_patches(monkeypatch, capsys, tmp_path):
+    small = {"dim": 16, "depth": 1, "mlp_dim": 16}
+    masked = vitnp.MaskedPatchPrediction(vitnp.ViTConfig(**small))
+    vitnp.save_checkpoint(tmp_path / "masked.safetensors", masked)
+    _, output, _ = summarise(monkeypatch, capsys, tmp_path / "masked.safetensors")
+    assert "PatchCorruption" in output
+    assert output == f"{vitnp.summary(masked)}\n"
+    _, output, _ = summarise(monkeypatch, capsys, tmp_path / "masked.safetensors", "depth=2")
+    assert output == f"{vitnp.summary(vitnp.MaskedPatchPrediction(vitnp.ViTConfig(**small | {'depth': 2})))}\n"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
