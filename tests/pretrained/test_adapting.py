@@ -47,7 +47,6 @@ def test_positions_go_to_the_larger_grid_by_the_rule_and_the_token_s_stays(pool,
         ({"positions": "learned-2d"}, ["pos_embed_rows", "pos_embed_columns"]),
         ({"positions": "relative"}, ["blocks.1.attn.pos_embed_rows", "blocks.1.attn.pos_embed_columns"]),
         ({"positions": "learned", "pos_at": "layers"}, []),
-        ({"positions": "sincos", "dim": 8}, []),
         ({"registers": 2, "layer_scale": 0.1, "qk_norm": True, "stochastic_depth": 0.2}, []),
         ({"stem_blocks": (1,), "patch_size": 1}, []),
     ],
@@ -92,6 +91,12 @@ def test_what_cannot_be_is_refused():
         vitnp.adapt(hard_model(), 3, image_size=12, resize="zoom")
     with pytest.raises(vitnp.ConfigError, match="image height 10 is not divisible by patch height 3"):
         vitnp.adapt(hard_model(), 3, image_size=10)
+    fixed = hard_model(positions="sincos", dim=8)
+    with pytest.raises(ValueError, match=r"grid \(2, 4\) of patches \(2, 6\), but positions 'sincos' are fixed waves for"):
+        vitnp.adapt(fixed, 3, image_size=(6, 12))
+    assert same_bits(vitnp.adapt(fixed, 3).features(images_for(fixed)), fixed.features(images_for(fixed)))
+    with pytest.raises(TypeError, match=r"predicts masked patches; expected its encoder: adapt model\.backbone\(\)"):
+        vitnp.adapt(vitnp.MaskedPatchPrediction(vitnp.ViTConfig()), 3)
 
 
 def test_a_model_on_a_device_stays_there(double):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vitnp.backend import to_cpu
+from vitnp.masked import MaskedPatchPrediction
 from vitnp.pretrained.positions import resize_grid, resize_matrix
 from vitnp.vit import VisionTransformer
 
@@ -35,8 +36,11 @@ def adapt(
         resize: by which rule: "align-corners" as the original, "bilinear", "bicubic", "bicubic-antialias"; see
             `vitnp.pretrained.positions`.
 
-    Raises ConfigError for sizes that no network can have, ValueError for an unknown rule.
+    Raises ConfigError for sizes that no network can have, ValueError for an unknown rule and for another grid where
+    positions are "sincos", fixed waves that nothing resizes, TypeError for a network that predicts masked patches.
     """
+    if isinstance(model, MaskedPatchPrediction):
+        raise TypeError("the model predicts masked patches; expected its encoder: adapt model.backbone()")
     changes: dict[str, Any] = {
         "num_classes": num_classes,
         "representation_size": None,
@@ -48,6 +52,11 @@ def adapt(
     config = replace(model.config, image_size=size, **changes)
     adapted = VisionTransformer(config, rng=None, dtype=model.flat.dtype)
     own, grids = adapted.parameters(), (model.config.grid, config.grid)
+    if config.positions == "sincos" and grids[0] != grids[1]:
+        raise ValueError(
+            f"image_size {size} makes of the grid {grids[0]} of patches {grids[1]}, but positions 'sincos' are fixed "
+            f"waves for the first: keep {model.config.image_size}"
+        )
     for name, array in model.parameters().items():
         learned, last = to_cpu(array), name.rpartition(".")[2]
         if last.startswith("pos_embed") and grids[0] != grids[1]:
