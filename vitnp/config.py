@@ -52,10 +52,10 @@ class ViTConfig:
     `pos_init` is how the learned positions start: "normal", small random numbers as in the original, or "sincos", sines
     and cosines of row and column, which makes short training shorter and wants a `dim` that 4 divides.
 
-    `positions` is how the network knows where a patch is (appendix D.4): "learned", a vector a token; "learned-2d", half
-    a vector a row and half a vector a column; "sincos", the same, fixed; "relative", in every attention embeddings of
-    how many rows and how many columns two patches are apart, where the paper's have one axis, the offset of the two in
-    raster order; or "none". `pos_at` says where they are added: at the "stem", in all "layers", or "shared" by these.
+    `positions` is how the network knows where a patch is (appendix D.4): "learned", a vector a token; "learned-2d",
+    half a vector a row and half a vector a column; "sincos", the same, fixed; "relative", in every attention embeddings
+    of how many rows and how many columns two patches are apart, where the paper's have one axis, the offset of the two
+    in raster order; or "none". `pos_at` is where they are added: at the "stem", in all "layers", or "shared" by these.
 
     `stem_blocks` makes a hybrid: a ResNet in front whose stages have so many units, as (3, 4, 9), or () for its root
     alone. `patch_size` is then in places of its feature map, which has ⌈n / stride⌉ of them for n pixels: the stride is

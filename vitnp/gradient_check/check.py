@@ -56,7 +56,8 @@ def gradcheck(
         inputs: the layer's input, the model's images (B, H, W, C), the loss's logits, or the function's arrays: by
             name, called f(**arrays), or in order, called f(*arrays).
         labels: with them the loss of a layer is the cross-entropy of its output; without, the output's product with a
-            random cotangent.
+            random cotangent. Those of a model are what it trains on: of a MaskedPatchPrediction the colours of all
+            patches.
         grads: for a function, its gradients, by name or in order: arrays; or a function that returns them, called as f
             is, and with the gradient dy of f's value first where that value is an array.
         method: "complex", "richardson", "5point", "central", or "auto": complex unless a probe finds that the function

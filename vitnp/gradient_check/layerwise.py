@@ -24,7 +24,7 @@ from vitnp.gradient_check.measure import Measure
 from vitnp.gradient_check.notes import by_richardson, hardly_seen
 from vitnp.gradient_check.options import check_choice, check_integer, check_smoothing, check_tolerance
 from vitnp.gradient_check.probe import probe
-from vitnp.gradient_check.problems import DIRECTIONS, LayerProblem, check_array, cotangent_for
+from vitnp.gradient_check.problems import DIRECTIONS, LayerProblem, check_array, cotangent_for, targets_of
 from vitnp.gradient_check.report import GOOD, Report, Row, grave
 from vitnp.layer import Layer
 from vitnp.losses import softmax_cross_entropy
@@ -137,7 +137,8 @@ def _record(model: Layer, x: Array, labels: Any, smoothing: float, seed: int) ->
         _watch(seen)
     ctx = Context(train=True, rng=seed)
     y = copy.forward(x, ctx)
-    dy = cotangent_for(y, None, seed) if labels is None else softmax_cross_entropy(y, labels, smoothing)[1]
+    targets = targets_of(copy, labels, ctx)
+    dy = cotangent_for(y, None, seed) if labels is None else softmax_cross_entropy(y, targets, smoothing)[1]
     copy.backward(dy, ctx)
     forgetful = [seen.layer.path for seen in layers if seen.forgets]
     for seen in layers:

@@ -22,6 +22,7 @@ from vitnp.context import Context
 from vitnp.layer import Layer
 from vitnp.layers.attention import Attention
 from vitnp.losses import softmax_cross_entropy
+from vitnp.vit import VisionTransformer
 
 # One seed gives each purpose a stream of its own. From default_rng(seed) itself people draw their inputs: a cotangent
 # that equals the input would hide the mistakes of a normalisation, whose gradient is orthogonal to it.
@@ -117,12 +118,13 @@ class LayerProblem(Problem):
     def __init__(
         self, layer: Layer, x: Array, labels: Any, smoothing: float, cotangent: Array | None, seed: int
     ) -> None:
-        self.layer, self.labels, self.smoothing, self.seed = layer, labels, smoothing, seed
+        self.layer, self.smoothing, self.seed = layer, smoothing, seed
         self.take({**layer.parameters(), "input": x})
         if x.ndim == 0:
             raise ValueError("input has no axes; expected a batch, its samples along the first axis")
         self._twins = {"f": layer}
         self._ctx = Context(train=True, rng=seed, record=False)  # its step never moves on, so dropout repeats
+        self.labels = targets_of(layer, labels, self._ctx)
         self.cotangent: Any = cotangent
         if labels is None and cotangent is None:
             self.cotangent = cotangent_for(layer.forward(x, self._new_pass()), None, seed)
@@ -366,6 +368,11 @@ def _gradient(name: str, grad: Any) -> Any:
     if grad.dtype.kind not in "fiu":
         raise TypeError(f"the gradient of {name} is {grad.dtype}; expected real numbers, as the array's are")
     return grad.copy()
+
+
+def targets_of(layer: Layer, labels: Any, ctx: Context) -> Any:
+    """What the rows of the layer's output are to be in a pass of `ctx`: the labels, or what a model makes of them."""
+    return layer.targets(labels, ctx) if isinstance(layer, VisionTransformer) and labels is not None else labels
 
 
 def cotangent_for(y: Array, cotangent: Any, seed: int) -> Array:
