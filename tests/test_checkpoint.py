@@ -453,6 +453,10 @@ def test_another_programs_safetensors_file_is_refused(tmp_path):
         (lambda t, meta: meta["adam"].update(lr=math.nan), r"damaged or cut short: NaN in the description"),
         (lambda t, meta: meta["progress"].update(loss=math.inf), r"damaged or cut short: Infinity in the description"),
         (lambda t, meta: meta["config"].update(depth=3000), r"damaged: depth 3000 does not go with 96 tensors"),
+        (
+            lambda t, meta: meta["config"].update(stem_blocks=[90, 7], image_size=80, patch_size=1),
+            r"damaged: stem_blocks of 97 units do not go with 96 tensors",
+        ),
         (lambda t, meta: meta.update(progress=None), r"description of the model is damaged"),
     ],
 )

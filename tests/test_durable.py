@@ -71,6 +71,31 @@ def test_the_predecessor_is_kept_at_every_write(path, monkeypatch, links):
     assert sorted(os.listdir(path.parent)) == ["file", "previous"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a permission there")
+def test_a_predecessor_that_is_a_link_stays_one(path, tmp_path):
+    previous, kept = path.with_name("previous"), tmp_path / "elsewhere" / "kept"
+    kept.parent.mkdir()
+    kept.touch()
+    previous.symlink_to(kept)
+    for number in range(2):
+        before = path.read_bytes()
+        write_atomically(path, b"new %d" % number, previous)
+        assert previous.is_symlink()
+        assert kept.read_bytes() == before
+    assert os.listdir(kept.parent) == ["kept"]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, MemoryError, OSError])
+def test_whatever_ends_a_write_leaves_no_temporary_file(path, monkeypatch, kind):
+    def end(handle):
+        raise kind
+
+    monkeypatch.setattr(os, "fsync", end)
+    with pytest.raises(kind):
+        write_atomically(path, b"new")
+    assert os.listdir(path.parent) == ["file"]
+
+
 def test_a_first_file_has_no_predecessor(tmp_path):
     write_atomically(tmp_path / "file", b"new", tmp_path / "previous")
     assert os.listdir(tmp_path) == ["file"]

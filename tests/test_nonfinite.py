@@ -110,6 +110,36 @@ def spoil_gradient(step, images):
     step.model.classifier.backward = lambda dy, ctx: backward(dy * np.float32(np.inf), ctx)
 
 
+def spoil_variance(model):
+    model.patch_embed.weight[...] *= 1e25
+    assert np.isfinite(model.forward(images_for(model))).all()  # or it would be found without looking
+
+
+def test_a_variance_that_overflows_stops_a_step_of_the_head_alone():
+    model = hard_model("float32")
+    step = vitnp.ShardedStep(model, vitnp.SGD(model, 0.1), shards=2, head_only=True)
+    with np.errstate(all="ignore"):
+        spoil_variance(model)
+        before = model.flat.copy()
+        with pytest.raises(FloatingPointError, match=r"the variance in blocks\.0\.norm1 overflows"):
+            step.step(images_for(model), labels_for(model))
+    assert np.array_equal(model.flat, before)
+
+
+def test_a_variance_that_overflows_is_no_answer():
+    model = hard_model("float32")
+    images, labels = images_for(model), labels_for(model)
+    with np.errstate(all="ignore"):
+        spoil_variance(model)
+    for judge in (
+        lambda: vitnp.predict(model, images),
+        lambda: vitnp.features(model, images),
+        lambda: vitnp.evaluate(model, images, labels),
+    ):
+        with pytest.raises(ValueError, match=r"images 0 to \d: the variance in blocks\.0\.norm1 overflows"):
+            judge()
+
+
 @pytest.mark.parametrize("spoil", [spoil_image, spoil_weight, spoil_gradient])
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_what_is_not_finite_is_found_in_the_same_step_and_nothing_is_updated(spoil, clip_norm):

@@ -180,6 +180,8 @@ def _build_model(meta: dict[str, Any], tensors: int) -> VisionTransformer:
     config = ViTConfig(**meta["config"])
     if config.depth > tensors:  # before a damaged number makes a million layers
         raise ValueError(f"depth {config.depth} does not go with {tensors} tensors")
+    if (units := sum(config.stem_blocks or ())) > tensors:
+        raise ValueError(f"stem_blocks of {units} units do not go with {tensors} tensors")
     kinds = {None: VisionTransformer, MASKED: MaskedPatchPrediction}
     if (kind := meta.get("model")) not in kinds:
         raise ValueError(f"the model is {kind!r}; expected none named, or {MASKED!r}")

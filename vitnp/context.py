@@ -17,6 +17,8 @@ import math
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from vitnp.backend import Array, array_module
 
 if TYPE_CHECKING:
@@ -248,9 +250,27 @@ class StreamingContext(Context):
     its input, which is the output of the block before.
     """
 
+    def save(self, layer: Layer, **tensors: Any) -> None:
+        """Look at what will be gone: FloatingPointError where it is a norm's whose variance overflowed."""
+        if "rstd" in tensors:
+            check_variance(layer, tensors["rstd"])
+        super().save(layer, **tensors)
+
     def empty(self, layer: Layer, name: str, shape: tuple[int, ...], like: Array) -> Array:
         """Return memory that layers of the same role share."""
         return (super().empty if layer.role is None else self.lend)(layer, name, shape, like)
+
+
+def check_variance(norm: Layer, rstd: Array) -> None:
+    """Raise FloatingPointError that names the norm, where 1/sqrt(variance) is 0: it would go on with zeros.
+
+    On a GPU nothing is looked at, for that would make it wait.
+    """
+    if array_module(rstd) is np and rstd.min() == 0:
+        raise FloatingPointError(
+            f"the variance in {norm.path} overflows, so that its output would be zeros: lower the learning rate, "
+            "or look for bad input"
+        )
 
 
 class Memory(NamedTuple):

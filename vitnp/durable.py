@@ -65,6 +65,7 @@ def _temporary_beside(path: Path) -> tuple[IO[bytes], str]:
 
 def _keep(path: Path, previous: Path) -> None:
     """Give the file at `path` a second name, under which it outlives the next one; a copy where there are no links."""
+    previous = previous.resolve()  # a link stays a link
     spare = previous.with_name(f".{previous.name}.link.tmp")
     spare.unlink(missing_ok=True)
     try:

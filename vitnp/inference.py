@@ -128,8 +128,8 @@ def predict(
     they are. At most `batch_size` images are in the network at a time. With `fit`, uint8 images of another size or
     colour than the model's are cut to their centre, scaled and converted, so many at a time: `vitnp.data.fit_images`.
 
-    Raises ValueError or TypeError for images that the model cannot take, and ValueError naming the first image whose
-    logits are not finite.
+    Raises ValueError or TypeError for images that the model cannot take, ValueError naming the first image whose
+    logits are not finite, and on a CPU ValueError naming a norm whose variance overflows, which would hide that.
     """
     return _softmax(_logits(model, images, mean, std, batch_size, fit))
 
@@ -232,7 +232,10 @@ def _in_batches(
         # What overflows is found in the results below; no need to warn as well.
         with np.errstate(over="ignore", invalid="ignore"):
             some = fit_images(images[rows], *shape) if fit else images[rows]
-            results[rows] = to_cpu(compute(_prepare(some, mean, std, model.flat.dtype), ctx))
+            try:
+                results[rows] = to_cpu(compute(_prepare(some, mean, std, model.flat.dtype), ctx))
+            except FloatingPointError as error:
+                raise ValueError(f"images {start} to {start + len(some) - 1}: {error}") from error
 
     # As in a training step: one BLAS thread for each of ours, and one model at a time.
     with one_at_a_time, blas_controller().limit(limits=1, user_api="blas"):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vitnp.backend import Array, array_module
-from vitnp.context import Context, ContextError
+from vitnp.context import Context, ContextError, check_variance
 from vitnp.layer import Layer
 from vitnp.layers import GroupNorm, LayerNorm
 from vitnp.losses import softmax_cross_entropy
@@ -31,11 +31,7 @@ def check_variances(norms: Iterable[LayerNorm | GroupNorm], ctx: Context) -> Non
             rstd = ctx.saved(norm).rstd
         except ContextError:
             continue  # it takes no part in this model
-        if array_module(rstd) is np and rstd.min() == 0:
-            raise FloatingPointError(
-                f"the variance in {norm.path} overflows, so that its output would be zeros: lower the learning rate, "
-                "or look for bad input"
-            )
+        check_variance(norm, rstd)
 
 
 def bad_parameter(model: VisionTransformer) -> str | None:
