@@ -10,6 +10,7 @@ positions are resized. --freeze trains the head alone; --scratch the same networ
 gained.
 """
 
+import math
 import os
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import vitnp
 from vitnp import data, train
 from vitnp.checkpoint import is_checkpoint
 from vitnp.folder_runs import hold_out_a_tenth, read_splits
-from vitnp.options import add_download_options, training_parser
+from vitnp.options import add_download_options, check_shift, training_parser
 from vitnp.pretrained import read_scale
 
 SETS = {  # name: how to load it, its classes
@@ -60,6 +61,17 @@ def load_start(args, classes):
     return model, read_scale(Path(args.pretrained))
 
 
+def check_scale(args):
+    """Raise ValueError unless there are a mean and a std for each channel."""
+    for name, is_right in (("mean", math.isfinite), ("std", lambda value: 0 < value < math.inf)):
+        values = getattr(args, name)
+        if len(values) != args.channels or not all(map(is_right, values)):
+            raise ValueError(
+                f"--{name} is {','.join(map(str, values))}; expected {args.channels} finite numbers, one a channel"
+                f"{', above 0' * (name == 'std')}"
+            )
+
+
 def make_model(args):
     if args.pretrained is None:
         raise ValueError("--pretrained is missing: name a published model, or a checkpoint of a training script")
@@ -72,8 +84,10 @@ def make_model(args):
     args.channels = start.config.channels  # settings of the run, as are all that args holds
     args.mean = list(args.mean or mean or [0.5] * args.channels)  # 0.5 as the original
     args.std = list(args.std or std or [0.5] * args.channels)
+    check_scale(args)
     args.image_size = args.image_size or list(start.config.image_size)
     model = vitnp.adapt(start, classes, image_size=args.image_size, resize=args.resize)
+    check_shift(args, model.config)
     if args.scratch:
         model.initialize(args.seed)
     return model

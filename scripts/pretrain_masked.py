@@ -11,6 +11,7 @@ Accuracies are the share of hidden patches whose mean colour, 3 bits a channel, 
 from pathlib import Path
 
 from vitnp import data, train
+from vitnp.folder_runs import hold_out_a_tenth, read_splits
 from vitnp.options import add_download_options, training_parser
 from vitnp.pretraining import MaskedTrainer, masked_model
 
@@ -22,17 +23,26 @@ LOADERS = {
 }
 
 
+HELD_OUT = 1000  # for validation, of a data set that has a name
+
+
+def find_folder(args):
+    if args.data is None:
+        raise ValueError("--set folder has no images: name their folder by --data")
+    return data.find_splits(args.data, None, 0.1, args.seed)
+
+
 def load_data(args):
     if args.set == "folder":
-        parts = data.find_splits(args.data, None, 0.1, args.seed)
-        return [part.read(args.image_size, args.channels) for part in parts]
+        return read_splits(args, find_folder(args))
     where = {"root": args.data, "download": args.download, "mirror": args.mirror}
     return [LOADERS[args.set](part, **where) for part in ("train", "test")]
 
 
 def make_model(args):
-    if args.set == "folder" and args.data is None:
-        raise ValueError("--set folder has no images: name their folder by --data")
+    if args.set == "folder":
+        hold_out_a_tenth(args, find_folder(args)[0])
+    args.held_out = args.held_out or HELD_OUT
     # how many classes there are is nothing to the network, which predicts colours
     return masked_model(args, {"image_size": args.image_size, "channels": args.channels})
 
@@ -53,7 +63,7 @@ def make_parser():
         warmup_epochs=1.0,
         weight_decay=0.1,
         label_smoothing=0.0,
-        held_out=1000,
+        held_out=None,  # 1000, or a tenth of a folder
         out=Path("runs/masked"),
     )
     parser.add_argument("--set", choices=[*LOADERS, "folder"], default="cifar10", help="the images")

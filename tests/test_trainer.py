@@ -858,6 +858,8 @@ def run_main(monkeypatch, options, load_data=no_data):
         (["--warmup-epochs", "-1"], "--warmup-epochs is -1.0; it must be 0 or more, and finite"),
         (["--weight-decay", "inf"], "--weight-decay is inf; it must be 0 or more, and finite"),
         (["--probe-every", "0"], "--probe-every is 0; it must be 1 or more, and finite"),
+        (["--probe-every", "1", "--probe-shots", "-3"], "--probe-shots is -3; it must be 1 or more, and finite"),
+        (["--probe-every", "1", "--held-out", "1"], "--held-out is 1; --probe-every wants 2 or more"),
         (["--clip-norm", "nan"], "--clip-norm is nan; it must be above 0"),
         (["--shards", "100000"], "--shards is 100000; it must be at most the 8 images of a batch"),
         (["--crop", "0"], "crop is 0.0; expected a number from 0.01 to 1"),

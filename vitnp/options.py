@@ -11,6 +11,7 @@ from typing import Any, cast
 from vitnp.config import POSITIONS, ViTConfig
 from vitnp.cores import usable_cores
 from vitnp.data import Augmentation
+from vitnp.data.dataset import whole_number
 from vitnp.resuming import option_name
 from vitnp.schedules import DECAYS
 
@@ -162,7 +163,9 @@ def check_options(args: argparse.Namespace) -> None:
 
 def check_ranges(args: argparse.Namespace) -> None:
     """The same of all options but where it is written, which a run that resumes knows."""
-    at_least = dict.fromkeys(("epochs", "batch_size", "held_out", "shards", "micro_batch", "images", "probe_every"), 1)
+    at_least = dict.fromkeys(
+        ("epochs", "batch_size", "held_out", "shards", "micro_batch", "images", "probe_every", "probe_shots"), 1
+    )
     at_least |= dict.fromkeys(("seed", "warmup_epochs", "weight_decay", "label_smoothing", "save_every"), 0)
     for name, least in at_least.items():
         value = getattr(args, name, None)
@@ -178,8 +181,15 @@ def check_ranges(args: argparse.Namespace) -> None:
         raise ValueError(f"--label-smoothing is {args.label_smoothing}; it must be below 1")
     if args.shards > max(args.batch_size, usable_cores()):
         raise ValueError(f"--shards is {args.shards}; it must be at most the {args.batch_size} images of a batch")
+    if args.probe_every and args.held_out == 1:
+        raise ValueError("--held-out is 1; --probe-every wants 2 or more")
     check_rule(args)
     make_augmentation(args)
+
+
+def check_shift(args: argparse.Namespace, config: ViTConfig) -> None:
+    """Raise ValueError where images of the network's size would be moved out of sight."""
+    whole_number("--shift", args.shift, 0, min(config.image_size) - 1)
 
 
 def check_rule(args: argparse.Namespace) -> None:

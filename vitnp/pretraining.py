@@ -19,7 +19,7 @@ from vitnp.context import Context
 from vitnp.data import Dataset, normalize
 from vitnp.losses import softmax_cross_entropy
 from vitnp.masked import MaskedPatchPrediction, patch_colours
-from vitnp.options import make_config
+from vitnp.options import check_shift, make_config
 from vitnp.train import BACKBONE, Trainer
 
 AT_A_TIME = 128  # images of an evaluation
@@ -33,7 +33,9 @@ def masked_model(args: argparse.Namespace, images: dict[str, Any]) -> MaskedPatc
     for name in ("mixup", "cutmix"):
         if getattr(args, name):
             raise ValueError(f"--{name} is {getattr(args, name)}, which mixes labels, of which there are none")
-    return MaskedPatchPrediction(make_config(args, images), rng=args.seed)
+    config = make_config(args, images)
+    check_shift(args, config)
+    return MaskedPatchPrediction(config, rng=args.seed)
 
 
 class MaskedTrainer(Trainer):

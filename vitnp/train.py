@@ -37,7 +37,6 @@ import numpy as np
 from vitnp.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from vitnp.console import report_errors, say, warn
 from vitnp.data import Batches, Dataset, channel_statistics, fit_images, normalize, prepared_ahead
-from vitnp.data.dataset import whole_number
 from vitnp.durable import hold_lock, remove_orphans, write_atomically
 from vitnp.environment import changes, environment
 from vitnp.few_shot import few_shot_indices, linear_probe
@@ -47,7 +46,7 @@ from vitnp.metrics import Metrics
 from vitnp.moving_average import MovingAverage
 from vitnp.nonfinite import bad_parameter, first_not_finite
 from vitnp.optim import SGD, Adam, Optimizer
-from vitnp.options import TrainingParser, check_options, check_ranges, make_augmentation, make_config
+from vitnp.options import TrainingParser, check_options, check_ranges, check_shift, make_augmentation, make_config
 from vitnp.parallel import ShardedStep
 from vitnp.resuming import CHECKPOINT, PLACES, PREVIOUS, load_run, take_settings
 from vitnp.schedules import warmup_decay
@@ -148,7 +147,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 def _random_model(args: argparse.Namespace, image_fields: ImageFields) -> VisionTransformer:
     config = make_config(args, image_fields(args))
-    whole_number("--shift", args.shift, 0, min(config.image_size) - 1)
+    check_shift(args, config)
     return VisionTransformer(config, rng=args.seed)
 
 

@@ -13,6 +13,7 @@ import vitnp
 
 SCRIPT = Path(__file__).parent.parent.parent / "scripts" / "finetune.py"
 OPTIONS = ["--epochs", 2, "--batch-size", 16, "--held-out", 6, "--lr", 0.1, "--shards", 1, "--warmup-epochs", 0.5]
+LEARNED = ["--pretrained", "HERE", "--dataset", "mnist"]
 CHECKPOINT = Path("runs", "finetune", "checkpoint.safetensors")
 
 
@@ -111,6 +112,10 @@ def test_the_recipe_is_the_paper_s(script):
         (["--pretrained", "x"], "--data is missing: name the folder of images, or a data set with --dataset"),
         (["--pretrained", "x", "--dataset", "mnist"], "x: there is no such file"),
         (["--pretrained", "HERE", "--dataset", "mnist", "--image-size", "30"], "image height 30 is not divisible"),
+        ([*LEARNED, "--shift", "28"], "--shift is 28; expected an integer from 0 to 27"),
+        ([*LEARNED, "--mean", "0.5,0.5,0.5"], "--mean is 0.5,0.5,0.5; expected 1 finite numbers, one a channel"),
+        ([*LEARNED, "--mean", "nan"], "--mean is nan; expected 1 finite"),
+        ([*LEARNED, "--std", "0"], "--std is 0.0; expected 1 finite numbers, one a channel, above 0"),
     ],
 )
 def test_a_mistake_is_told_before_any_image_is_loaded(script, pretrained, options, message):

@@ -44,10 +44,24 @@ def test_a_resumed_run_that_was_over_says_the_same(pretrained, run, photographs,
     assert accuracy[0] == accuracy[1]
 
 
+def test_a_run_that_resumes_without_its_folder_asks_for_it(pretrained, run, tmp_path):
+    resume = ["--resume", pretrained[1] / "checkpoint.safetensors"]
+    told = run("pretrain_masked.py", *resume, cwd=tmp_path, status=1).stderr
+    assert told == "error: --set folder has no images: name their folder by --data\n"
+
+
+def test_of_a_small_folder_a_tenth_is_held_out(pretrained, run, photographs, tmp_path):
+    options = [option for option in OPTIONS if option not in ("--held-out", 10)]
+    output = run("pretrain_masked.py", "--data", photographs, *options, "--epochs", 1, cwd=tmp_path).stdout
+    train, validation = map(int, re.match(r"\S+: (\d+) training, (\d+) validation", output.splitlines()[1]).groups())
+    assert validation == (train + validation) // 10
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--set", "folder"], "--set folder has no images: name their folder by --data"),
+        (["--set", "mnist", "--shift", "28"], "--shift is 28; expected an integer from 0 to 27"),
         (["--set", "mnist", "--mixup", "0.2"], "--mixup is 0.2, which mixes labels, of which there are none"),
         (["--set", "mnist", "--patch-size", "28"], "patch_size (28, 28) makes 1 patch of an image; expected 2 or more"),
     ],
