@@ -220,6 +220,30 @@ def test_a_folder_where_no_lock_can_be_is_told(tmp_path, monkeypatch):
         pass
 
 
+def test_a_lock_that_finds_no_room_is_told_with_its_path(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    refused = pytest.raises(
+        OSError, match=r"\.lock: no lock can be written there \(No space left on device\): make room"
+    )
+    with refused, hold_lock(tmp_path / ".lock", "trains"):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a permission there")
+@pytest.mark.parametrize("name", ["file", "previous"])
+def test_a_link_that_leads_to_itself_is_told(path, name):
+    loop = path.with_name(name)
+    loop.unlink(missing_ok=True)
+    loop.symlink_to(loop)
+    with pytest.raises(OSError, match="a link that leads to itself: remove it") as caught:
+        write_atomically(path, b"new", loop) if name == "previous" else write_atomically(loop, b"new")
+    assert caught.value.filename == str(loop)
+
+
 def test_a_lock_that_its_last_holder_removed_is_taken_again(tmp_path, monkeypatch):
     lock, tried, calls = tmp_path / "lock", durable.try_lock, []
 

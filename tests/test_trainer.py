@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -802,7 +804,11 @@ def test_a_resumed_run_comes_to_the_same_bad_step(tmp_path):
     assert [*messages, str(caught.value)] == messages * 2
 
 
-def test_a_loss_that_is_not_finite_on_a_gpu_ends_the_run_in_the_same_step(tmp_path):
+def test_a_loss_that_is_not_finite_on_a_gpu_ends_the_run_in_the_same_step(tmp_path, monkeypatch):
+    def repeat(*arguments, **options):
+        raise AssertionError("a pass with other parameters than the step's was looked at")
+
+    monkeypatch.setattr(train, "first_not_finite", repeat)
     trainer = make(tmp_path)
     inner = trainer.step.step
 
@@ -814,6 +820,8 @@ def test_a_loss_that_is_not_finite_on_a_gpu_ends_the_run_in_the_same_step(tmp_pa
     trainer.step.step = as_on_a_gpu
     with pytest.raises(FloatingPointError, match=r"step 2: the loss is \d.*, the gradient's norm inf"):
         trainer.run(0.0)
+    note = json.loads((tmp_path / train.FAILED).read_text())
+    assert (note["step"], note["first"]) == (2, None)
 
 
 def test_a_validation_that_is_not_finite_is_an_error_and_no_accuracy(tmp_path):
@@ -980,6 +988,43 @@ def test_a_folder_where_nothing_can_be_written_is_told(monkeypatch, tmp_path):
 
 def load_toy(args):
     return dataset(40, 1), dataset(20, 2)
+
+
+def test_a_run_that_finds_no_room_to_begin_leaves_no_folder(monkeypatch, tmp_path, capsys, disk):
+    disk.full = True
+    assert run_main(monkeypatch, ["--out", str(tmp_path / "new")], load_toy) == 1
+    assert "could not be saved (No space left on device), none is saved yet: make room" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("data", [None, Path("a folder")])
+def test_a_stopped_run_says_how_it_resumes_with_its_data(monkeypatch, tmp_path, capsys, stop_after, data):
+    trainer = make(tmp_path)
+    trainer.args.data = data
+    monkeypatch.setattr(sys, "argv", ["train_toy.py"])
+    stop_after(trainer, 1)
+    trainer.run(0.0)
+    command = [sys.executable, "train_toy.py", "--resume", str(tmp_path / train.CHECKPOINT)]
+    command += [] if data is None else ["--data", "a folder"]
+    assert capsys.readouterr().out.splitlines()[-1] == f"resume with: {shlex.join(command)}"
+
+
+def test_a_resumed_run_that_trains_the_head_alone_still_does(monkeypatch, tmp_path):
+    def main(*options):
+        monkeypatch.setattr(sys, "argv", ["train_toy.py", *map(str, options)])
+        parser = training_parser("A toy.", **{**RUN, "weight_decay": 0.0})
+        parser.add_argument("--freeze", action="store_true")
+        return train.main(parser, load_toy, lambda args: {"image_size": (6, 9), "channels": 1, "num_classes": 3})
+
+    assert main("--freeze", "--out", tmp_path / "whole") == 0
+    (tmp_path / "again").mkdir()
+    shutil.copy(tmp_path / "whole" / train.PREVIOUS, tmp_path / "again" / train.CHECKPOINT)
+    assert main("--resume", tmp_path / "again" / train.CHECKPOINT) == 0
+    found, truth = (vitnp.load_checkpoint(tmp_path / name / train.CHECKPOINT).model for name in ("again", "whole"))
+    start = vitnp.load_checkpoint(tmp_path / "whole" / train.PREVIOUS).model.parameters()
+    changed = {name for name, p in found.parameters().items() if not np.array_equal(p, start[name])}
+    assert changed == {"head.weight", "head.bias"}
+    np.testing.assert_array_equal(found.flat, truth.flat)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

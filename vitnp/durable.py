@@ -8,6 +8,7 @@ removes.
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import shutil
@@ -29,7 +30,7 @@ def write_atomically(path: Path, content: bytes, previous: Path | None = None) -
     A new file has the permissions that the umask gives, a replaced one keeps its own; a link stays a link. Folders are
     made. Raises OSError where that fails, and then the old file is as it was.
     """
-    path = path.resolve()
+    path = _behind_links(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_orphans(path)
     file, temporary = _temporary_beside(path)
@@ -49,6 +50,14 @@ def write_atomically(path: Path, content: bytes, previous: Path | None = None) -
     sync_folder(path.parent)
 
 
+def _behind_links(path: Path) -> Path:
+    """Return where the links of `path` lead; OSError where they lead to themselves."""
+    real = Path(os.path.realpath(path))
+    if real.is_symlink():
+        raise OSError(errno.ELOOP, "a link that leads to itself: remove it", str(path))
+    return real
+
+
 def _temporary_beside(path: Path) -> tuple[IO[bytes], str]:
     """Make, open and lock a temporary file, and return it with its name."""
     while True:
@@ -65,7 +74,7 @@ def _temporary_beside(path: Path) -> tuple[IO[bytes], str]:
 
 def _keep(path: Path, previous: Path) -> None:
     """Give the file at `path` a second name, under which it outlives the next one; a copy where there are no links."""
-    previous = previous.resolve()  # a link stays a link
+    previous = _behind_links(previous)  # a link stays a link
     spare = previous.with_name(f".{previous.name}.link.tmp")
     spare.unlink(missing_ok=True)
     try:
@@ -114,13 +123,15 @@ def hold_lock(path: Path, doing: str) -> Iterator[None]:
     """Hold the lock that is the file `path`, and remove it at the end.
 
     Raises LockedError where another process holds it, and `doing` says what that does, as "trains in runs/mnist";
-    OSError where something else has its name.
+    OSError where something else has its name, or the disk is full.
     """
     file = _open_locked(path, doing)
     try:
-        file.truncate(0)
-        file.write(str(os.getpid()).encode())
-        file.flush()
+        try:
+            file.truncate(0)
+            os.write(file.fileno(), str(os.getpid()).encode())  # at once: what waited would fail again when it closes
+        except OSError as error:
+            raise OSError(f"{path}: no lock can be written there ({error.strerror}): make room") from error
         yield
     finally:
         with suppress(OSError):

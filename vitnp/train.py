@@ -108,9 +108,15 @@ def _begin(args: argparse.Namespace, load_data: Loader, make_model: ModelMaker, 
     trainer = kind(model, _make_optimizer(model, args), *load_data(args), args, average)
     with stop.later():
         folder = _claim_folder(args.out)
-        with _lock(folder):
-            trainer.begin(folder)
-            return trainer.run(started, stop)
+        try:
+            with _lock(folder):
+                trainer.begin(folder)
+                return trainer.run(started, stop)
+        finally:
+            if trainer.saved_steps is None:  # there was no room to begin
+                with suppress(OSError):
+                    (folder / METRICS).unlink()
+                    folder.rmdir()
 
 
 def _resume(
