@@ -16,6 +16,7 @@ LAYOUTS = ("google", "timm", "huggingface", "torchvision")
 NETWORKS = {
     "token": {},
     "erf": {"gelu": "erf", "layer_norm_eps": 1e-5},
+    "noted": {"stochastic_depth": 0.25, "pos_init": "sincos", "dim": 8},
     "mean": {"pool": "mean"},
     "pre-logits": {"representation_size": 11},
     "later": LATER,
@@ -113,7 +114,7 @@ def test_config_json_says_what_that_of_transformers_says(tmp_path):
         del truth[name]  # of no meaning for a classifier
     assert found == truth
     with safe_open(tmp_path / "m" / "model.safetensors", framework="numpy") as file:
-        assert file.metadata() == {"format": "pt"}
+        assert file.metadata()["format"] == "pt"
 
 
 @pytest.mark.parametrize("network", ["hybrid", "root"])
@@ -140,6 +141,51 @@ def test_a_register_of_negative_zeros_stays_so(tmp_path):
     model.parameters()["reg_token"][...] = -0.0
     vitnp.save_pretrained(model, tmp_path / "m", "timm")
     assert np.signbit(vitnp.load_pretrained(tmp_path / "m", "float64").parameters()["reg_token"]).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_same_model_makes_the_same_bytes(layout, tmp_path):
+    model, found = hard_model(), set()
+    for i in range(8):
+        vitnp.save_pretrained(model, tmp_path / f"{i}", layout)
+        path = tmp_path / f"{i}"
+        found.add((path / "model.safetensors" if path.is_dir() else path).read_bytes())
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("blocked", ["config.json", "model.safetensors"])
+def test_a_folder_of_which_one_file_cannot_be_written_stays_as_it_was(blocked, first, tmp_path):
+    folder, (other,) = tmp_path / "m", {"config.json", "model.safetensors"} - {blocked}
+    if first:
+        folder.mkdir()
+    else:
+        vitnp.save_pretrained(hard_model(layer_norm_eps=1e-3), folder, "huggingface")
+        (folder / blocked).unlink()
+    (folder / blocked).mkdir()
+    before = None if first else (folder / other).read_bytes()
+    with pytest.raises(OSError, match=blocked):
+        vitnp.save_pretrained(hard_model("float32"), folder, "huggingface")
+    assert sorted(path.name for path in folder.iterdir()) == sorted({blocked} if first else {blocked, other})
+    assert first or (folder / other).read_bytes() == before
+
+
+def test_the_names_of_the_classes_in_a_folder_stay_where_their_number_fits(tmp_path):
+    def labels(num_classes):
+        vitnp.save_pretrained(hard_model(num_classes=num_classes), tmp_path / "m", "huggingface")
+        config = json.loads(path.read_text())
+        return config["id2label"], config["label2id"]
+
+    path = tmp_path / "m" / "config.json"
+    labels(2)
+    names = {"0": "cat", "1": "dog"}, {"cat": 0, "dog": 1}
+    config = {**json.loads(path.read_text()), "id2label": names[0], "label2id": names[1]}
+    path.write_text(json.dumps(config))
+    assert labels(2) == names
+    assert labels(3)[0] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
+    for damaged in ("{", "[]", "3", '{"id2label": [1], "label2id": {}}'):
+        path.write_text(damaged)
+        assert labels(2)[0] == {"0": "LABEL_0", "1": "LABEL_1"}
 
 
 def test_an_unknown_layout_is_refused_with_the_known_ones(tmp_path):

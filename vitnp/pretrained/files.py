@@ -110,7 +110,7 @@ def read_source(path: Path) -> Source:
         else:
             source = _read_npz(path) if _is_zip(file) else _read_safetensors(file)
         if source.layout == "huggingface":
-            return source._replace(described=_read_config(file))
+            return source._replace(described=source.described | _read_config(file))
         return source._replace(described=source.described or _read_timm(file)) if source.layout == "timm" else source
     except CheckpointError:
         raise

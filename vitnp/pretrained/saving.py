@@ -26,13 +26,15 @@ WRITTEN_AS = {".npz": "a file .npz", ".safetensors": "a file .safetensors", "": 
 def save_pretrained(model: VisionTransformer, path: str | os.PathLike[str], layout: str) -> None:
     """Write a model as "google" (.npz), "timm" or "torchvision" (safetensors), or "huggingface" (a folder) has it.
 
-    The numbers are written in the model's dtype, bit for bit. Only "huggingface" tells another program which GELU and
-    which epsilon the layer norms have: the others take their own (see `load_pretrained`), unless they are told. vitnp
-    finds both in the file, with all else of the configuration.
+    The numbers are written in the model's dtype, bit for bit, and the same model makes the same bytes. Only
+    "huggingface" tells another program which GELU and which epsilon the layer norms have: the others take their own
+    (see `load_pretrained`), unless they are told. vitnp finds both in the file, with all else of the configuration. A
+    folder's config.json keeps the names of the classes that it has already, where there are as many. timm 1.0
+    has no place for a `representation_size`: its versions until 0.6, and vitnp, read such a file.
 
     Raises ValueError for an unknown layout, a name that ends as another layout's, a network that the layout has no
-    place for, complex numbers, and numbers that are not finite; OSError where a file cannot be written, and then an
-    older one is as it was.
+    place for, complex numbers, and numbers that are not finite; OSError where a file cannot be written, and then older
+    ones are as they were.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; choose one of {', '.join(map(repr, LAYOUTS))}")
@@ -43,9 +45,8 @@ def save_pretrained(model: VisionTransformer, path: str | os.PathLike[str], layo
     if layout == "google":
         write_atomically(path, _npz(tensors, _note(config)))
     elif layout == "huggingface":
-        description = json.dumps(_describe(config, model.flat.dtype.name), indent=2)
-        write_atomically(path / "model.safetensors", _safetensors(tensors, {}))
-        write_atomically(path / "config.json", description.encode())
+        description = _describe(config, model.flat.dtype.name) | _kept_labels(path / "config.json", config.num_classes)
+        _write_folder(path, _safetensors(tensors, {NOTE: _note(config)}), json.dumps(description, indent=2).encode())
     else:
         write_atomically(path, _safetensors(tensors, {NOTE: _note(config)}))
 
@@ -115,8 +116,39 @@ def _npz(tensors: Tensors, note: str) -> bytes:
 def _safetensors(tensors: Tensors, metadata: dict[str, str]) -> bytes:
     from safetensors.numpy import save
 
-    content: bytes = save(tensors, {"format": "pt", **metadata})  # transformers reads no file without a format
-    return content
+    content: bytes = save(tensors)  # which puts metadata in any order
+    end = 8 + int.from_bytes(content[:8], "little")
+    # transformers reads no file without a format
+    header = {"__metadata__": {"format": "pt", **metadata}, **json.loads(content[8:end])}
+    start = json.dumps(header, separators=(",", ":")).encode()
+    start += b" " * (-len(start) % 8)  # the arrays begin at a multiple of 8 bytes
+    return len(start).to_bytes(8, "little") + start + content[end:]
+
+
+def _write_folder(path: Path, arrays: bytes, description: bytes) -> None:
+    """Write both files of a folder of transformers; where the second fails, the first is again what it was."""
+    file = path / "config.json"
+    before = file.read_bytes() if file.is_file() else None
+    write_atomically(file, description)
+    try:
+        write_atomically(path / "model.safetensors", arrays)
+    except BaseException:
+        if before is None:
+            file.unlink()
+        else:
+            write_atomically(file, before)
+        raise
+
+
+def _kept_labels(file: Path, num_classes: int) -> dict[str, Any]:
+    """Return the names of the classes in a config.json that is there already, if they are as many as there are now."""
+    try:
+        found = json.loads(file.read_bytes())
+        labels, numbers = found["id2label"], found["label2id"]
+        fits = labels.keys() == {f"{i}" for i in range(num_classes)} and len(numbers) == num_classes
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}  # none, or not one that has names
+    return {"id2label": labels, "label2id": numbers} if fits else {}
 
 
 def _describe(config: ViTConfig, dtype: str) -> dict[str, Any]:
