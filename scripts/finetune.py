@@ -18,7 +18,13 @@ import vitnp
 from vitnp import data, train
 from vitnp.checkpoint import is_checkpoint
 from vitnp.folder_runs import hold_out_a_tenth, read_splits
-from vitnp.options import add_download_options, check_shift, training_parser
+from vitnp.options import (
+    add_download_options,
+    add_pretrained_options,
+    check_shift,
+    told_of_pretrained,
+    training_parser,
+)
 from vitnp.pretrained import read_scale
 
 SETS = {  # name: how to load it, its classes
@@ -57,7 +63,7 @@ def load_start(args, classes):
     if is_checkpoint(args.pretrained):
         found = vitnp.load_classifier(args.pretrained)
         return found.model, (found.mean, found.std)
-    model = vitnp.load_pretrained(args.pretrained, num_heads=args.num_heads, num_classes=classes)
+    model = vitnp.load_pretrained(args.pretrained, num_classes=classes, **told_of_pretrained(args))
     return model, read_scale(Path(args.pretrained))
 
 
@@ -113,7 +119,7 @@ def make_parser():
     )
     start = parser.add_argument_group("what it begins with")
     start.add_argument("--pretrained", type=os.path.abspath, metavar="PATH", help="a published model or a checkpoint")
-    start.add_argument("--num-heads", type=int, metavar="N", help="its attention heads, where its file does not say")
+    add_pretrained_options(start)
     start.add_argument("--image-size", type=int, help="pixels on a side that images are scaled to; the model's own")
     start.add_argument(
         "--resize", choices=vitnp.pretrained.positions.RULES, default="align-corners", help="rule for positions"

@@ -20,6 +20,7 @@ from vitnp import train
 from vitnp.data import DataError, normalize, read_image
 from vitnp.data.files import one_line
 from vitnp.inspection import attention_rollout, check_new_picture, prediction_picture
+from vitnp.options import PRETRAINED, add_pretrained_options, told_of_pretrained
 from vitnp.pretrained import read_scale
 
 AT_A_TIME = 64  # images
@@ -28,7 +29,7 @@ PICTURED = 120  # images in a picture, at most
 
 def load_pretrained(args):
     """Return a published model as a classifier: few files say what its classes are and how it takes pixels."""
-    model = vitnp.load_pretrained(args.pretrained, num_heads=args.num_heads)
+    model = vitnp.load_pretrained(args.pretrained, **told_of_pretrained(args))
     classes, channels = model.config.num_classes, model.config.channels
     names = [str(k) for k in range(classes)]
     if args.labels is not None:
@@ -121,7 +122,7 @@ def make_parser():
     )
     parser.add_argument("--pretrained", type=Path, metavar="PATH", help="a published model instead of a checkpoint")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="the names of its classes, one a line")
-    parser.add_argument("--num-heads", type=int, metavar="N", help="its attention heads, where its file does not say")
+    add_pretrained_options(parser)
     parser.add_argument("--mean", type=numbers, help="what is taken from its pixels in [0, 1], as 0.5,0.5,0.5")
     parser.add_argument("--std", type=numbers, help="what they are divided by then")
     parser.add_argument("--top", type=int, default=3, help="how many classes to name")
@@ -138,7 +139,7 @@ def parse(parser):
     args = parser.parse_args()
     if args.pretrained is None:
         args.checkpoint, *args.images = args.files
-        for option in ("labels", "num_heads", "mean", "std"):
+        for option in ("labels", *PRETRAINED, "mean", "std"):
             if getattr(args, option) is not None:
                 parser.error(f"--{option.replace('_', '-')} goes with --pretrained: a checkpoint tells it itself")
     else:

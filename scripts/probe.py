@@ -16,6 +16,7 @@ import numpy as np
 
 import vitnp
 from vitnp import data, train
+from vitnp.options import add_pretrained_options, told_of_pretrained
 
 ALL = "all"  # as many shots as there are
 
@@ -38,7 +39,7 @@ def load_network(args):
     if args.pretrained is None:
         trained = vitnp.load_classifier(args.checkpoint, args.device)
         return trained.model, {"mean": trained.mean, "std": trained.std}, trained.progress
-    model = vitnp.load_pretrained(args.pretrained, num_heads=args.num_heads)
+    model = vitnp.load_pretrained(args.pretrained, **told_of_pretrained(args))
     half = [0.5] * model.config.channels
     return model.to_device(args.device), {"mean": args.mean or half, "std": args.std or half}, {}
 
@@ -128,7 +129,7 @@ def make_parser():
     )
     parser.add_argument("checkpoint", type=Path, nargs="?", help="as a training script leaves it")
     parser.add_argument("--pretrained", type=Path, metavar="PATH", help="a published model instead of a checkpoint")
-    parser.add_argument("--num-heads", type=int, metavar="N", help="its attention heads, where its file does not say")
+    add_pretrained_options(parser)
     parser.add_argument("--mean", type=numbers, help="what is taken from its pixels in [0, 1]; 0.5 unless said")
     parser.add_argument("--std", type=numbers, help="what they are divided by then; 0.5 unless said")
     source = parser.add_mutually_exclusive_group()

@@ -148,6 +148,32 @@ def add_download_options(parser: TrainingParser, layout: str) -> None:
     places.add_argument("--download", action=flag, default=True, help="fetch what is not found")
 
 
+# what load_pretrained may have to be told
+PRETRAINED = ("num_heads", "grid", "pool", "gelu", "layer_norm_eps")
+
+
+def add_pretrained_options(parser: Any) -> None:
+    """Add, to a parser or a group of one, --pretrained's companions: what its file does not say of the network."""
+    parser.add_argument("--num-heads", type=int, metavar="N", help="its attention heads, where its file does not say")
+    parser.add_argument("--grid", type=grid, metavar="ROWSxCOLUMNS", help="its patches, where they are not a square")
+    parser.add_argument("--pool", choices=("token", "mean"), help="what it classifies by, where you know; else checked")
+    parser.add_argument("--gelu", choices=("tanh", "erf"), help="its GELU, if another than its program's")
+    parser.add_argument("--layer-norm-eps", type=float, metavar="EPS", help="of its norms, if not its program's")
+
+
+def told_of_pretrained(args: argparse.Namespace) -> dict[str, Any]:
+    """Return these options as load_pretrained takes them."""
+    return {name: getattr(args, name) for name in PRETRAINED}
+
+
+def grid(text: str) -> list[int]:
+    """7x9 -> [7, 9], and 7 -> [7, 7]: a list, as a checkpoint's settings have it."""
+    sides = [int(side) for side in text.split("x")]
+    if len(sides) > 2:
+        raise ValueError(text)
+    return sides * (3 - len(sides))
+
+
 def make_config(args: argparse.Namespace, images: dict[str, Any]) -> ViTConfig:
     names = ["patch_size", "dim", "depth", "mlp_dim", "dropout", "attention_dropout", "pool", "gelu", "pos_init"]
     names += ["positions", "pos_at", "stochastic_depth", "layer_scale", "registers", "qk_norm"]

@@ -97,6 +97,17 @@ def test_from_scratch_it_is_the_same_network_and_scale_with_random_weights(scrip
     assert not np.array_equal(learned.flat, random.flat)
 
 
+def test_grid_gelu_and_epsilon_of_a_published_model_can_be_told(script, tmp_path):
+    config = vitnp.ViTConfig(image_size=(8, 12), patch_size=4, dim=8, depth=1, num_heads=2)
+    vitnp.save_pretrained(vitnp.VisionTransformer(config, rng=0), tmp_path / "noted.npz", "google")
+    with np.load(tmp_path / "noted.npz") as arrays:
+        np.savez(tmp_path / "vit.npz", **arrays)
+    told = ["--grid", "2x3", "--gelu", "erf", "--layer-norm-eps", 0.1]
+    args, model = made(script, "--pretrained", tmp_path / "vit.npz", "--dataset", "mnist", *told)
+    assert (model.config.grid, model.config.gelu, model.config.layer_norm_eps) == ((2, 3), "erf", 0.1)
+    assert args.grid == [2, 3]
+
+
 def test_the_recipe_is_the_paper_s(script):
     args = script.make_parser().parse_args([])
     assert (args.optimizer, args.weight_decay, args.clip_norm, args.decay) == ("sgd", 0.0, 1.0, "cosine")

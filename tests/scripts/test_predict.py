@@ -204,6 +204,25 @@ def test_heads_mean_and_std_can_be_told(run, published, files):
     assert result.stderr == ""
 
 
+def test_grid_gelu_and_epsilon_can_be_told(run, files, tmp_path):
+    config = vitnp.ViTConfig(
+        image_size=(8, 12), patch_size=4, channels=3, num_classes=3, dim=8, num_heads=2, gelu="erf", layer_norm_eps=0.1
+    )
+    model = vitnp.VisionTransformer(config, rng=0, dtype="float32")
+    model.flat[...] = np.random.default_rng(0).standard_normal(model.flat.shape)
+    vitnp.save_pretrained(model, tmp_path / "noted.npz", "google")
+    with np.load(tmp_path / "noted.npz") as arrays:
+        np.savez(tmp_path / "vit.npz", **arrays)
+    told = ["--grid", "2x3", "--gelu", "erf", "--layer-norm-eps", 0.1, "--pool", "token", "--json"]
+    result = run("predict.py", "--pretrained", tmp_path / "vit.npz", *told, "paper.jpg", cwd=files)
+    (answer,), image = answers(result), read_image(files / "paper.jpg", size=(8, 12), channels=3)
+    assert {int(each["class"]): each["probability"] for each in answer["classes"]} == pytest.approx(
+        dict(enumerate(expected_of(model, image, [0.5] * 3, [0.5] * 3))), abs=1e-6
+    )
+    result = run("predict.py", "--pretrained", "x.npz", "--grid", "2x3x4", "a.png", cwd=files, status=2)
+    assert "argument --grid: invalid grid value: '2x3x4'" in result.stderr
+
+
 def test_a_folder_of_transformers_tells_mean_and_std(run, published, files, tmp_path):
     _, model = published
     vitnp.save_pretrained(model, tmp_path / "m", "huggingface")
