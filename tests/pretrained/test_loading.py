@@ -267,6 +267,53 @@ def test_the_published_numbers_of_sub_modules_are_the_newer_ones(google):
     assert same_parameters(google(counted), load("google"))
 
 
+@pytest.mark.parametrize(("act", "gelu"), [("gelu_python", "erf"), ("gelu_fast", "tanh")])
+def test_other_names_of_a_gelu_are_known(act, gelu, folder):
+    assert folder(hidden_act=act).config.gelu == gelu
+
+
+def test_a_mask_token_has_no_part_in_a_classifier(tmp_path):
+    shutil.copytree(file_of("huggingface"), tmp_path / "m")
+    path = tmp_path / "m" / "model.safetensors"
+    change(path, path, lambda arrays: arrays.update({"vit.embeddings.mask_token": np.ones((1, 1, 6))}))
+    assert same_parameters(vitnp.load_pretrained(tmp_path / "m", "float64"), load("huggingface"))
+
+
+@pytest.mark.parametrize("prefix", ["", "opt/target/", "params/", "params/img/"])
+@pytest.mark.parametrize("name", ["pos_embedding", "Transformer/pos_embedding"])
+def test_positions_may_have_other_names_with_the_class_tokens_among_them(prefix, name, google):
+    def edit(arrays):
+        arrays[name] = arrays.pop("Transformer/posembed_input/pos_embedding")
+        rename_all(arrays, prefix)
+
+    assert same_parameters(google(edit), load("google"))
+
+
+@pytest.mark.parametrize("prefix", ["", "opt/target/", "params/", "params/img/"])
+def test_positions_of_patches_alone_are_known_behind_any_prefix(prefix, google):
+    def edit(arrays):
+        arrays["pos_embedding"] = arrays.pop("Transformer/posembed_input/pos_embedding")[:, 1:]
+        rename_all(arrays, prefix)
+
+    found = google(edit).parameters()["pos_embed"]
+    assert not found[:, 0].any()
+    assert same_bits(found[:, 1:], load("google").parameters()["pos_embed"][:, 1:])
+
+
+def test_the_clock_of_a_training_and_a_network_for_text_are_left_out(google):
+    def edit(arrays):
+        rename_all(arrays, "params/img/")
+        for name in ("chrono/accum_train_time", "extra/seed", "opt/0/count", "params/t", "params/txt/head/bias"):
+            arrays[name] = np.ones(2)
+
+    assert same_parameters(google(edit), load("google"))
+
+
+def rename_all(arrays, prefix):
+    for name in list(arrays):
+        arrays[prefix + name] = arrays.pop(name)
+
+
 @pytest.mark.parametrize("prefix", ["opt/target/", "params/"])
 def test_a_prefix_is_taken_off_and_an_optimizers_state_left_out(google, prefix):
     def edit(arrays):
@@ -570,7 +617,7 @@ def test_what_the_file_says_may_be_said_again():
     [
         (
             {"hidden_act": "relu"},
-            r"config\.json: hidden_act is 'relu'; vitnp has gelu or gelu_new or gelu_pytorch_tanh",
+            r"config\.json: hidden_act is 'relu'; vitnp has gelu_python or gelu or gelu_fast or gelu_new or gelu_py",
         ),
         ({"model_type": "deit"}, "model_type is 'deit'; vitnp has vit"),
         ({"qkv_bias": False}, "qkv_bias is False; vitnp has True"),

@@ -7,6 +7,7 @@ projection tells. Nothing in any of them is run: pickles, as PyTorch writes them
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import zipfile
 import zlib
@@ -38,7 +39,7 @@ DTYPES = {
     "U8": "u1",
     "BOOL": "?",
 }
-GELUS = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+GELUS = {"gelu_python": "erf", "gelu": "erf", "gelu_fast": "tanh", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 # config.json's name, ViTConfig's, and what transformers takes where the file does not say
 DESCRIBED: tuple[tuple[str, str, Any], ...] = (
     ("image_size", "image_size", 224),
@@ -214,8 +215,11 @@ def _is_zip(path: Path) -> bool:
 
 def _read_npz(path: Path) -> Source:
     with np.load(path) as file:
-        # a checkpoint of a training has the optimizer's state beside the network
-        names = [name for name in file.files if not name.startswith("opt/") or name.startswith("opt/target/")]
+        # a checkpoint of a training has the optimizer's state and its clock beside the network; two towers, that for text
+        beside = r"opt/(?!target/)|chrono/|extra/"
+        if any(name.startswith("params/img/") for name in file.files):
+            beside += r"|params/(txt/|[tb]$)"
+        names = [name for name in file.files if not re.match(beside, name)]
         if others := [name for name in names if f"{name}.npy" not in file.zip.namelist()]:
             raise CheckpointError(
                 f"{path}: an archive of other things than arrays, as {others[0]}; expected a .npz file"

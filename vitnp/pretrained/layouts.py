@@ -152,6 +152,7 @@ class Layout:
     Attributes:
         outer, inner: the tables of what is once in a network, and of what is in every block.
         block: what precedes the names of a block's arrays.
+        unused: names of what may be there and has no part in a classifier.
         aliases: patterns of other names in use, and the name in the tables instead, applied in this order.
         gelu, layer_norm_eps: what the layout's own programs compute with where its files say nothing.
         mean, representation: whether a network without class token, and one with a pre-training head, has a place in
@@ -168,6 +169,7 @@ class Layout:
     mean: bool
     representation: bool
     stem: StemLayout | None = None
+    unused: tuple[str, ...] = ()
 
     def rows(self, depth: int, stem: Stem | None = None) -> Iterator[Row]:
         """Yield a row for every array that a network of `depth` blocks may have, behind a stem or none."""
@@ -213,8 +215,8 @@ GOOGLE = Layout(
     },
     block="Transformer/encoderblock_{i}/",
     aliases=(
-        (r"^(opt/target|params)/", ""),
-        (r"^pos_embedding$", "Transformer/posembed_input/pos_embedding"),
+        (r"^(opt/target|params)/(img/)?", ""),
+        (r"^(Transformer/)?pos_embedding$", "Transformer/posembed_input/pos_embedding"),
         # newer files count the modules of each class from 0; the published ones count all of a block together
         (r"/MultiHeadDotProductAttention_0/", "/MultiHeadDotProductAttention_1/"),
         (r"(/encoderblock_\d+)/LayerNorm_1/", r"\1/LayerNorm_2/"),
@@ -347,6 +349,7 @@ HUGGINGFACE = Layout(
     layer_norm_eps=1e-12,
     mean=False,
     representation=False,
+    unused=("vit.embeddings.mask_token",),
 )
 
 TORCHVISION = Layout(

@@ -162,6 +162,8 @@ def _rename(path: Path, layout: Layout, tensors: Tensors) -> Tensors:
         if name in renamed:
             raise CheckpointError(f"{path}: {name} is there twice, under two of its names; expected one")
         renamed[name] = tensor
+    for name in layout.unused:
+        renamed.pop(name, None)
     return renamed
 
 
@@ -169,14 +171,17 @@ def _one_by_one(tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the arrays as the original's first programs wrote them, where later ones write others.
 
     Those stack the arrays of all blocks, and put the class token in front of patches that have their positions already.
+    Where the number of positions is no square, it has one, too, or the grid is asked for.
     """
-    token = any(re.fullmatch("(params/)?cls", name) for name in tensors)
+    tower = "((opt/target|params)/(img/)?)?"
+    token = any(re.fullmatch(f"{tower}cls", name) for name in tensors)
     for name, tensor in tensors.items():
         if "Transformer/encoderblock/" in name and tensor.ndim:
             for i, part in enumerate(tensor):
                 yield name.replace("encoderblock", f"encoderblock_{i}"), part
-        elif token and re.fullmatch("(params/)?pos_embedding", name) and tensor.ndim == 3:
-            yield name, np.pad(tensor, ((0, 0), (1, 0), (0, 0)))
+        elif token and re.fullmatch(f"{tower}pos_embedding", name) and tensor.ndim == 3:
+            alone = math.isqrt(tensor.shape[1]) ** 2 == tensor.shape[1]
+            yield name, np.pad(tensor, ((0, 0), (int(alone), 0), (0, 0)))
         else:
             yield name, tensor
 
