@@ -215,7 +215,7 @@ def _is_zip(path: Path) -> bool:
 
 def _read_npz(path: Path) -> Source:
     with np.load(path) as file:
-        # a checkpoint of a training has the optimizer's state and its clock beside the network; two towers, that for text
+        # beside a network in training are the optimizer's state and a clock; beside a tower for images, one for text
         beside = r"opt/(?!target/)|chrono/|extra/"
         if any(name.startswith("params/img/") for name in file.files):
             beside += r"|params/(txt/|[tb]$)"
