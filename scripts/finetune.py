@@ -39,6 +39,7 @@ HELD_OUT = 1000  # for validation, of a data set that has a name
 def find_folder(args):
     if args.data is None:
         raise ValueError("--data is missing: name the folder of images, or a data set with --dataset")
+    args.test_share = 0.1 if args.test_share is None else args.test_share
     return data.find_splits(args.data, args.test_data, args.test_share, args.seed)
 
 
@@ -47,6 +48,10 @@ def count_classes(args):
         training = find_folder(args)[0]
         hold_out_a_tenth(args, training)
         return len(training.class_names)
+    for option in ("test_data", "test_share"):
+        if (value := getattr(args, option)) is not None:
+            name = option.replace("_", "-")
+            raise ValueError(f"--{name} is {value}, but {args.dataset} has a test set of its own: leave it out")
     args.held_out = args.held_out or HELD_OUT
     return SETS[args.dataset][1]
 
@@ -61,6 +66,10 @@ def load_data(args):
 def load_start(args, classes):
     """Return the model that has learned, and the (mean, std) by which it takes pixels, None where nothing tells."""
     if is_checkpoint(args.pretrained):
+        for name, value in told_of_pretrained(args).items():
+            if value is not None:
+                option = "--" + name.replace("_", "-")
+                raise ValueError(f"{option} is {value}, which a checkpoint tells itself: leave it out")
         found = vitnp.load_classifier(args.pretrained)
         return found.model, (found.mean, found.std)
     model = vitnp.load_pretrained(args.pretrained, num_classes=classes, **told_of_pretrained(args))
@@ -91,7 +100,8 @@ def make_model(args):
     args.mean = list(args.mean or mean or [0.5] * args.channels)  # 0.5 as the original
     args.std = list(args.std or std or [0.5] * args.channels)
     check_scale(args)
-    args.image_size = args.image_size or list(start.config.image_size)
+    if args.image_size is None:
+        args.image_size = list(start.config.image_size)
     model = vitnp.adapt(start, classes, image_size=args.image_size, resize=args.resize)
     check_shift(args, model.config)
     if args.scratch:
@@ -131,7 +141,7 @@ def make_parser():
     add_download_options(parser, "the images, a sub-folder per class, or the files of --dataset")
     parser.add_argument("--dataset", choices=("folder", *SETS), default="folder", help="what to learn")
     parser.add_argument("--test-data", type=os.path.abspath, help="another folder, for the test alone")
-    parser.add_argument("--test-share", type=float, default=0.1, help="of each class, held out where there is none")
+    parser.add_argument("--test-share", type=float, help="of each class, held out where there is none; 0.1 unless said")
     return parser
 
 

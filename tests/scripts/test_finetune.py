@@ -127,6 +127,16 @@ def test_the_recipe_is_the_paper_s(script):
         ([*LEARNED, "--mean", "0.5,0.5,0.5"], "--mean is 0.5,0.5,0.5; expected 1 finite numbers, one a channel"),
         ([*LEARNED, "--mean", "nan"], "--mean is nan; expected 1 finite"),
         ([*LEARNED, "--std", "0"], "--std is 0.0; expected 1 finite numbers, one a channel, above 0"),
+        (["--pretrained", "HERE", "--dataset", "mnist", "--image-size", "0"], "image_size is .*0"),
+        (["--pretrained", "HERE", "--dataset", "mnist", "--num-heads", "2"], "--num-heads is 2, which a checkpoint"),
+        (
+            ["--pretrained", "x", "--dataset", "mnist", "--test-data", "y"],
+            "--test-data is .*y, but mnist has a test set",
+        ),
+        (
+            ["--pretrained", "x", "--dataset", "mnist", "--test-share", "0.9"],
+            "--test-share is 0.9, but mnist has a test",
+        ),
     ],
 )
 def test_a_mistake_is_told_before_any_image_is_loaded(script, pretrained, options, message):
