@@ -148,6 +148,13 @@ def test_an_evaluation_is_the_mean_over_all_images_and_repeats_itself(tmp_path, 
         assert found == (pytest.approx(float(loss), rel=1e-5), (logits.argmax(-1) == targets).mean())
 
 
+def test_a_variance_that_overflows_is_no_accuracy(tmp_path):
+    trainer = make(tmp_path / "run")
+    trainer.model.blocks[0].mlp.fc2.bias[0] = 1e25
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="the variance in norm overflows"):
+        trainer.evaluate(trainer.test)
+
+
 def test_a_backbone_that_the_disk_does_not_take_is_told_and_the_run_goes_on(tmp_path, monkeypatch, capsys):
     def full(path, *arguments, **options):
         raise OSError(28, "No space left on device")
