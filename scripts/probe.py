@@ -17,6 +17,7 @@ import numpy as np
 import vitnp
 from vitnp import data, train
 from vitnp.options import add_pretrained_options, told_of_pretrained
+from vitnp.pretrained import read_scale
 
 ALL = "all"  # as many shots as there are
 
@@ -40,8 +41,8 @@ def load_network(args):
         trained = vitnp.load_classifier(args.checkpoint, args.device)
         return trained.model, {"mean": trained.mean, "std": trained.std}, trained.progress
     model = vitnp.load_pretrained(args.pretrained, **told_of_pretrained(args))
-    half = [0.5] * model.config.channels
-    return model.to_device(args.device), {"mean": args.mean or half, "std": args.std or half}, {}
+    (mean, std), half = read_scale(args.pretrained), [0.5] * model.config.channels
+    return model.to_device(args.device), {"mean": args.mean or mean or half, "std": args.std or std or half}, {}
 
 
 def name_of_set(progress):
@@ -130,8 +131,8 @@ def make_parser():
     parser.add_argument("checkpoint", type=Path, nargs="?", help="as a training script leaves it")
     parser.add_argument("--pretrained", type=Path, metavar="PATH", help="a published model instead of a checkpoint")
     add_pretrained_options(parser)
-    parser.add_argument("--mean", type=numbers, help="what is taken from its pixels in [0, 1]; 0.5 unless said")
-    parser.add_argument("--std", type=numbers, help="what they are divided by then; 0.5 unless said")
+    parser.add_argument("--mean", type=numbers, help="what is taken from its pixels in [0, 1]; the model's, or 0.5")
+    parser.add_argument("--std", type=numbers, help="what they are divided by then; the model's, or 0.5")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--set", choices=SETS, help="the images; unless said, those of the checkpoint's run")
     source.add_argument("--folder", type=Path, help="your own images instead: a sub-folder per class")

@@ -510,6 +510,8 @@ def test_what_the_config_of_timms_hub_says_is_taken(hub, tmp_path):
     found = hub(told={}, global_pool="token", model_args=arguments).config
     assert (found.num_heads, found.grid, found.gelu, found.pool) == (3, (2, 4), "tanh", "token")
     assert hub("timm-mean", global_pool="avg").config.pool == "mean"
+    later = hub("timm-later", told={"grid": (2, 4)}, model_args={"init_values": 0.1, "reg_tokens": 2, "qk_norm": True})
+    assert later.config.layer_scale == 0.1
     assert read_scale(tmp_path) == (None, None)
     hub(pretrained_cfg={"mean": [0.1, 0.2], "std": [0.3, 0.4], "global_pool": "token"})
     assert read_scale(tmp_path) == read_scale(tmp_path / "model.safetensors") == ([0.1, 0.2], [0.3, 0.4])

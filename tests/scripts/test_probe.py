@@ -27,8 +27,9 @@ def test_a_checkpoint_is_probed_on_the_images_of_its_run(run, digits_run, tmp_pa
 
 def test_a_published_model_is_probed_on_a_folder(run, photographs, tmp_path):
     model = vitnp.VisionTransformer(vitnp.ViTConfig(channels=3, dim=16, depth=1, num_heads=2, mlp_dim=16), rng=3)
-    save_pretrained(model, tmp_path / "vit.npz", layout="google")
-    options = ["--pretrained", tmp_path / "vit.npz", "--folder", photographs, "--mean", "0.4,0.4,0.4", "--num-heads", 2]
+    save_pretrained(model, tmp_path / "vit", layout="huggingface")
+    (tmp_path / "vit" / "preprocessor_config.json").write_text('{"image_std": [50.0, 50.0, 50.0]}')
+    options = ["--pretrained", tmp_path / "vit", "--folder", photographs, "--mean", "0.4,0.4,0.4", "--num-heads", 2]
     output = run("probe.py", *options, "--held-out", 10, "--shots", "3", "--choices", 1, cwd=tmp_path).stdout
     whole = load_folder(photographs, 28, 3)
     training, test = vitnp.data.find_splits(photographs, None, 0.1, 0)
@@ -36,7 +37,7 @@ def test_a_published_model_is_probed_on_a_folder(run, photographs, tmp_path):
     assert len(whole) == len(fit) + 10 + len(test)
     pairs = []
     for part in (fit.subset(vitnp.few_shot_indices(fit.labels, 3)), held_out, test.read(28, 3)):
-        pairs.append((vitnp.features(model, part.images, mean=[0.4] * 3, std=[0.5] * 3), part.labels))
+        pairs.append((vitnp.features(model, part.images, mean=[0.4] * 3, std=[50.0, 50.0, 50.0]), part.labels))
     probe = vitnp.linear_probe(*pairs[0], num_classes=3, validation=pairs[1])
     expected = f"{100 * probe.accuracies[probe.strength]:.2f}", f"{100 * probe.accuracy(*pairs[2]):.2f}"
     assert rows(output) == [("3", "9", *expected, "0.00", f"2^{np.log2(probe.strength):.0f}")]

@@ -64,6 +64,7 @@ TIMM_TOLD = {
     "num_heads": "num_heads",
     "reg_tokens": "registers",
     "qk_norm": "qk_norm",
+    "init_values": "layer_scale",
 }
 TIMM_ALONE = {
     "act_layer": ("gelu", "gelu_tanh"),
@@ -74,7 +75,7 @@ TIMM_ALONE = {
     "qkv_bias": (True,),
     "pool_include_prefix": (False,),
 }
-TIMM_ELSE = {"num_classes", "global_pool", "class_token", "no_embed_class", "mlp_ratio", "init_values"}
+TIMM_ELSE = {"num_classes", "global_pool", "class_token", "no_embed_class", "mlp_ratio"}
 TIMM_ELSE |= {"pos_embed", "weight_init", "fix_init", "dynamic_img_size", "dynamic_img_pad", "strict_img_size"}
 TIMM_ELSE |= {f"{part}drop_rate" for part in ("", "pos_", "patch_", "proj_", "attn_")} | {"drop_path_rate"}
 # what a file of vitnp's notes: the fields of a ViTConfig that no array tells

@@ -44,7 +44,8 @@ def load_pretrained(
 
     Args:
         num_heads: timm's and torchvision's files do not say it.
-        grid: rows and columns of patches, where they are not a square; only a folder of transformers tells.
+        grid: rows and columns of patches, where they are not a square, or registers make two squares possible; a
+            folder of transformers tells, and one of timm's hub may.
         pool: what goes to the classifier, "token" or "mean": the class token where there is one, and the mean where
             there is none. No array tells a class token beside a mean, which vitnp has not: saying "mean" of such a file
             refuses it, as does the config.json that timm's hub has beside a model.safetensors.
@@ -63,8 +64,9 @@ def load_pretrained(
 
     How the network was given its pixels, no file of weights says. From [0, 1], the original and most of timm's take
     mean 0.5 and divide by std 0.5; torchvision's, and DeiT, take those of ImageNet, mean (0.485, 0.456, 0.406) and std
-    (0.229, 0.224, 0.225); a folder of transformers has them in preprocessor_config.json, timm's models in their
-    `pretrained_cfg`. So uint8 images go in as `vitnp.predict(model, images, mean=[0.5] * 3, std=[0.5] * 3)`.
+    (0.229, 0.224, 0.225); a folder of transformers has them in preprocessor_config.json, one of timm's hub in its
+    config.json, and `vitnp.pretrained.read_scale` returns either. So uint8 images go in as `vitnp.predict(model,
+    images, mean=[0.5] * 3, std=[0.5] * 3)`.
 
     Hybrids are the original's network in either layout that has them; timm computes their stem with other epsilons
     (1e-5 in its norms, 1e-8 in its weights), which makes 1e-5 of its logits.
