@@ -5,7 +5,8 @@
     python scripts/probe.py --pretrained ViT-B_16.npz --set cifar10 --shots 5,10,25,all
 
 The classifier is solved for, not trained: regularised least squares, its strength chosen on images held out of the
-training set. Each row is the mean over some choices of the shots, each with the accuracy on the whole test set.
+training set: on the data set of a checkpoint's run, those that the run itself held out. Each row is the mean over some
+choices of the shots, each with the accuracy on the whole test set.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import train_digits
 
 import vitnp
 from vitnp import data, train
@@ -22,16 +24,12 @@ from vitnp.pretrained import read_scale
 ALL = "all"  # as many shots as there are
 
 
-def digits(part, root, seed):
-    return data.load_digits(*((5000, seed) if part == "train" else (2000, 1_000_000 + seed)))
-
-
 SETS = {
-    "digits": digits,
-    "mnist": lambda part, root, seed: data.load_mnist(part, root),
-    "fashion-mnist": lambda part, root, seed: data.load_fashion_mnist(part, root),
-    "cifar10": lambda part, root, seed: data.load_cifar10(part, root),
-    "cifar100": lambda part, root, seed: data.load_cifar100(part, root),
+    "digits": None,  # drawn, not loaded
+    "mnist": data.load_mnist,
+    "fashion-mnist": data.load_fashion_mnist,
+    "cifar10": data.load_cifar10,
+    "cifar100": data.load_cifar100,
 }
 
 
@@ -46,25 +44,50 @@ def load_network(args):
 
 
 def name_of_set(progress):
-    """Return which data set a run was of, by its script."""
+    """Return which data set a run was of, by its script: one of SETS, "folder", or None where nothing tells."""
     settings = progress.get("settings", {})
     return {
         "train_digits.py": "digits",
         "train_mnist.py": "fashion-mnist" if settings.get("fashion") else "mnist",
         "train_cifar.py": f"cifar{settings.get('classes')}",
-        "pretrain_masked.py": settings.get("set") if settings.get("set") in SETS else None,
+        "train_folder.py": "folder",
+        "finetune.py": settings.get("dataset"),
+        "pretrain_masked.py": settings.get("set"),
     }.get(progress.get("script"))
 
 
+def take_settings(args, progress):
+    """Return the settings of the run whose images these are, none for others; hold out what the run has held out."""
+    name = "folder" if args.folder is not None else args.set
+    known = name_of_set(progress)
+    settings = progress.get("settings", {}) if known is not None and name in (None, known) else {}
+    seed, held_out = settings.get("seed", 0), settings.get("held_out", 1000)
+    if settings and args.folder is None:  # in a folder there may be other images
+        if args.seed not in (None, seed):
+            raise ValueError(f"--seed is {args.seed}, but the run held out its images by seed {seed}: leave it out")
+        if args.held_out is not None and args.held_out > held_out:
+            raise ValueError(
+                f"--held-out is {args.held_out}, but the run held out {held_out}, and trained on the others"
+            )
+    args.seed = seed if args.seed is None else args.seed
+    args.held_out = held_out if args.held_out is None else args.held_out
+    return settings
+
+
 def load_sets(args, model, progress):
-    """Return training set and test set, at the size of the model."""
-    name, config = args.set or name_of_set(progress), model.config
+    """Return training set and test set."""
+    name, config, settings = args.set or name_of_set(progress), model.config, take_settings(args, progress)
     if args.folder is not None:
-        splits = data.find_splits(args.folder, None, 0.1, args.seed)
+        splits = data.find_splits(args.folder, None, settings.get("test_share", 0.1), args.seed)
         return [split.read(config.image_size, config.channels) for split in splits]
+    if name == "folder":
+        raise ValueError("the network learned from a folder of images: name it by --folder, or others by --set")
     if name is None:
         raise ValueError(f"the network is of {progress.get('script') or args.pretrained}: name its images by --set")
-    return [SETS[name](part, args.data, args.seed) for part in ("train", "test")]
+    if name == "digits":  # the very ones of train_digits.py
+        count = settings.get("images", 4000) + settings.get("held_out", 1000)
+        return data.load_digits(count, args.seed), train_digits.test_set(args.seed)
+    return [SETS[name](part, args.data) for part in ("train", "test")]
 
 
 def choose(fit, args):
@@ -100,7 +123,7 @@ def probe(args):
     used = np.unique(np.concatenate([few for of_shots in choices.values() for few in of_shots]))  # no others pass
 
     def features_and_labels(dataset):
-        return vitnp.features(model, dataset.images, **scale), dataset.labels
+        return vitnp.features(model, dataset.images, **scale, fit=True), dataset.labels
 
     features = features_and_labels(fit.subset(used))[0]
     validation, test_pair = features_and_labels(held_out), features_and_labels(test)
@@ -139,8 +162,8 @@ def make_parser():
     parser.add_argument("--data", type=Path, help="where the data set is, as in training")
     parser.add_argument("--shots", type=shots, default="5,10,25", help="images of each class, or all, after commas")
     parser.add_argument("--choices", type=int, default=3, help="how often the shots are chosen anew")
-    parser.add_argument("--held-out", type=int, default=1000, help="training images that choose the strength")
-    parser.add_argument("--seed", type=int, default=0, help="of what is held out; as in training, the same images")
+    parser.add_argument("--held-out", type=int, help="training images that choose the strength; the run's, or 1000")
+    parser.add_argument("--seed", type=int, help="of what is held out; the run's, for the same images, or 0")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs CuPy and an NVIDIA GPU")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -151,4 +174,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if (args.checkpoint is None) == (args.pretrained is None):
         parser.error("expected a checkpoint or --pretrained PATH, one of the two")
+    for option in ("num_heads", "mean", "std"):
+        if args.pretrained is None and getattr(args, option) is not None:
+            parser.error(f"--{option.replace('_', '-')} goes with --pretrained: a checkpoint tells it itself")
     raise SystemExit(train.report_errors(lambda: probe(args), debug=args.debug))

@@ -1,6 +1,8 @@
 """probe.py, as a user runs it."""
 
+import importlib.util
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +19,9 @@ def rows(output):
 
 
 def test_a_checkpoint_is_probed_on_the_images_of_its_run(run, digits_run, tmp_path):
-    options = ["--shots", "2,20,all", "--held-out", 300, "--choices", 2]
+    options = ["--shots", "2,20,all", "--choices", 2]
     found = rows(run("probe.py", digits_run[1], *options, cwd=tmp_path).stdout)
-    assert [row[:2] for row in found] == [("2", "20"), ("20", "200"), ("all", "4,700")]
+    assert [row[:2] for row in found] == [("2", "20"), ("20", "200"), ("all", "400")]
     assert [len(row[5].split(", ")) for row in found] == [2, 2, 1]
     two, twenty, every = (float(row[3]) for row in found)
     assert 12 < two < twenty < every
@@ -46,6 +48,8 @@ def test_a_published_model_is_probed_on_a_folder(run, photographs, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--seed", "1"], "--seed is 1, but the run held out its images by seed 0: leave it out"),
+        (["--held-out", "101"], "--held-out is 101, but the run held out 100, and trained on the others"),
         (["--shots", "600"], "class 0 has .* images; expected at least 600, one for each shot"),
         (["--choices", "0"], "--choices is 0; it must be at least 1"),
         (["--set", "cifar10", "--data", "nowhere"], "nowhere"),
@@ -62,3 +66,73 @@ def test_images_that_no_run_tells_are_to_be_named(run, tmp_path):
     save_pretrained(model, tmp_path / "vit.npz", layout="google")
     error = run("probe.py", "--pretrained", "vit.npz", "--num-heads", 2, cwd=tmp_path, status=1).stderr
     assert error == "error: the network is of vit.npz: name its images by --set\n"
+
+
+def test_a_folder_run_is_told_of_folder(run, folder_run, photographs, tmp_path):
+    error = run("probe.py", folder_run[1], cwd=tmp_path, status=1).stderr
+    assert error == "error: the network learned from a folder of images: name it by --folder, or others by --set\n"
+    output = run("probe.py", folder_run[1], "--folder", photographs, "--shots", 3, "--choices", 1, cwd=tmp_path).stdout
+    assert "10 that choose the strength" in output
+
+
+def test_what_a_checkpoint_tells_itself_is_refused(run, digits_run, tmp_path):
+    error = run("probe.py", digits_run[1], "--mean", 0.3, cwd=tmp_path, status=2).stderr
+    assert "--mean goes with --pretrained: a checkpoint tells it itself" in error
+
+
+# -- in this process --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def script(monkeypatch):
+    path = Path(__file__).parent.parent.parent / "scripts" / "probe.py"
+    monkeypatch.syspath_prepend(str(path.parent))
+    spec = importlib.util.spec_from_file_location("probe", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_strength_is_chosen_on_what_the_run_held_out(script):
+    """Run with another seed than 0, whose training images are others than those of seed 0."""
+    settings = {"seed": 3, "images": 30, "held_out": 12}
+    progress = {"script": "train_digits.py", "settings": settings}
+    args = script.make_parser().parse_args(["checkpoint"])
+    whole, test = script.load_sets(args, vitnp.VisionTransformer(vitnp.ViTConfig(), rng=None), progress)
+    trained, held_out = vitnp.data.load_digits(42, seed=3).split(12, 3)
+    found = whole.split(args.held_out, args.seed)
+    assert [part.digest() for part in found] == [trained.digest(), held_out.digest()]
+    assert test.digest() == vitnp.data.load_digits(2000, seed=1_000_003).digest()
+
+
+def test_a_finetuned_network_is_of_the_data_set_in_its_settings(script):
+    progress = {"script": "finetune.py", "settings": {"dataset": "cifar10", "seed": 5, "held_out": 70}}
+    assert script.name_of_set(progress) == "cifar10"
+    args = script.make_parser().parse_args(["checkpoint", "--set", "mnist"])
+    assert script.take_settings(args, progress) == {}
+    assert (args.seed, args.held_out) == (0, 1000)
+    args = script.make_parser().parse_args(["checkpoint", "--set", "cifar10", "--held-out", "60"])
+    assert script.take_settings(args, progress) == progress["settings"]
+    assert (args.seed, args.held_out) == (5, 60)
+
+
+def test_images_of_another_size_are_scaled_to_the_model_s(tmp_path, monkeypatch, script, capsys):
+    model = vitnp.VisionTransformer(vitnp.ViTConfig(image_size=14, channels=3, dim=16, depth=1, mlp_dim=16))
+    save_pretrained(model, tmp_path / "vit.npz", layout="google")
+    digits = vitnp.data.load_digits(60)
+    monkeypatch.setitem(script.SETS, "mnist", lambda part, root: digits)
+    options = [
+        "--pretrained",
+        tmp_path / "vit.npz",
+        "--num-heads",
+        4,
+        "--set",
+        "mnist",
+        "--held-out",
+        20,
+        "--shots",
+        "1",
+    ]
+    args = script.make_parser().parse_args([str(option) for option in options])
+    assert script.probe(args) == 0
+    assert rows(capsys.readouterr().out)[0][:2] == ("1", "10")
