@@ -310,3 +310,14 @@ def test_numbers_have_four_digits_and_a_prefix(number_, text):
     from vitnp.inspection.summary import _scaled
 
     assert _scaled(number_) == text
+
+
+def test_products_that_choose_rows_are_counted_as_the_docstring_says():
+    rows, columns, K, H, B = 2, 5, 3, 2, 4
+    config = vitnp.ViTConfig(
+        image_size=(2, 5), patch_size=1, dim=H * K, depth=1, num_heads=H, mlp_dim=7, positions="relative"
+    )
+    found = {layer.kind: layer.flops for layer in vitnp.summary(config, B).layers}
+    asked = 2 * B * H * rows * columns * K * (rows + columns)  # queries by offsets
+    chosen = 2 * K * (rows**2 * (2 * rows - 1) + columns**2 * (2 * columns - 1))
+    assert found["RelativePositions"] == asked + chosen
