@@ -920,6 +920,23 @@ def test_what_later_papers_added_reaches_the_network():
     assert found == [(0.0, None, 0, False), (0.1, 1e-3, 4, True)]
 
 
+@pytest.mark.parametrize(("text", "blocks"), [("1,2", (1, 2)), ("", ())])
+def test_a_stem_and_a_layer_before_the_head_reach_the_network_and_its_run_s_settings(text, blocks):
+    sizes = {"dim": 8, "depth": 1, "heads": 2, "mlp_dim": 8, "patch_size": 1}
+    options = ["--stem-blocks", text, "--stem-width", "0.5", "--representation-size", "12"]
+    args = training_parser("", **sizes).parse_args(options)
+    config = make_config(args, {"image_size": 32, "channels": 1, "num_classes": 10})
+    assert (config.stem_blocks, config.stem_width, config.representation_size) == (blocks, 0.5, 12)
+    assert json.loads(json.dumps(args.stem_blocks)) == args.stem_blocks  # or a run that resumes would differ
+    assert vitnp.VisionTransformer(config).stem is not None
+
+
+def test_a_width_without_a_stem_is_refused():
+    args = training_parser("", dim=8, depth=1, heads=2, mlp_dim=8, patch_size=7).parse_args(["--stem-width", "2"])
+    with pytest.raises(ValueError, match=r"--stem-width is 2\.0, but there is no stem"):
+        make_config(args, {"image_size": 28, "channels": 1, "num_classes": 10})
+
+
 def test_all_settings_that_differ_from_the_run_are_shown(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["train_toy.py"])
     make(tmp_path)

@@ -85,6 +85,14 @@ def _add_network_options(parser: TrainingParser) -> None:
     network.add_argument("--layer-scale", type=float, help="where the weights of channels of a branch start; none else")
     network.add_argument("--registers", type=int, default=0, help="tokens that no classifier reads")
     network.add_argument("--qk-norm", action=argparse.BooleanOptionalAction, default=False, help="norms of q and k")
+    network.add_argument("--representation-size", type=int, help="width of a tanh layer before the head; none else")
+    network.add_argument(
+        "--stem-blocks",
+        type=counts,
+        metavar="N,N",
+        help="units of each stage of a ResNet in front, '' for its root alone",
+    )
+    network.add_argument("--stem-width", type=float, default=1.0, help="times 64, the channels of the stem's root")
     for kind in ("sincos", "relative", "none"):
         parser.when("positions", kind, pos_init="normal")  # whatever a script's default is: nothing starts as waves
 
@@ -134,6 +142,11 @@ def _add_augmentation_options(parser: TrainingParser) -> None:
     augmentation.add_argument("--cutmix", type=float, default=0.0, help="alpha of pasting a part of another image")
 
 
+def counts(text: str) -> list[int]:
+    """The integers between commas; a list, as settings come back from a checkpoint."""
+    return [int(word) for word in text.split(",")] if text else []
+
+
 def norm(text: str) -> float | None:
     """The number, or None if it is infinite, which no checkpoint could hold."""
     return None if float(text) == math.inf else float(text)
@@ -177,6 +190,11 @@ def grid(text: str) -> list[int]:
 def make_config(args: argparse.Namespace, images: dict[str, Any]) -> ViTConfig:
     names = ["patch_size", "dim", "depth", "mlp_dim", "dropout", "attention_dropout", "pool", "gelu", "pos_init"]
     names += ["positions", "pos_at", "stochastic_depth", "layer_scale", "registers", "qk_norm"]
+    names += ["representation_size", "stem_blocks", "stem_width"]
+    if args.stem_blocks is None and args.stem_width != 1:
+        raise ValueError(
+            f"--stem-width is {args.stem_width}, but there is no stem: leave it out, or give --stem-blocks"
+        )
     return ViTConfig(num_heads=args.heads, **{name: getattr(args, name) for name in names}, **images)
 
 

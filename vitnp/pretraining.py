@@ -28,11 +28,16 @@ AT_A_TIME = 128  # images of an evaluation
 def masked_model(args: argparse.Namespace, images: dict[str, Any]) -> MaskedPatchPrediction:
     """Return the network that pre-training begins with, of the options' sizes and the fields of ViTConfig in `images`.
 
-    Raises ValueError for images that are mixed: there are no labels to be mixed with them.
+    Raises ValueError for images that are mixed, as there are no labels to be mixed with them, and for a layer before a
+    head that predicts classes.
     """
     for name in ("mixup", "cutmix"):
         if getattr(args, name):
             raise ValueError(f"--{name} is {getattr(args, name)}, which mixes labels, of which there are none")
+    if args.representation_size is not None:
+        raise ValueError(
+            f"--representation-size is {args.representation_size}, for a head that is not here: leave it out"
+        )
     config = make_config(args, images)
     check_shift(args, config)
     return MaskedPatchPrediction(config, rng=args.seed)

@@ -62,6 +62,10 @@ def test_of_a_small_folder_a_tenth_is_held_out(pretrained, run, photographs, tmp
     [
         (["--set", "folder"], "--set folder has no images: name their folder by --data"),
         (["--set", "mnist", "--shift", "28"], "--shift is 28; expected an integer from 0 to 27"),
+        (
+            ["--set", "mnist", "--representation-size", "9"],
+            "--representation-size is 9, for a head that is not here: leave it out",
+        ),
         (["--set", "mnist", "--mixup", "0.2"], "--mixup is 0.2, which mixes labels, of which there are none"),
         (["--set", "mnist", "--patch-size", "28"], "patch_size (28, 28) makes 1 patch of an image; expected 2 or more"),
     ],
