@@ -70,7 +70,7 @@ def take_settings(args, progress):
                 f"--held-out is {args.held_out}, but the run held out {held_out}, and trained on the others"
             )
     args.seed = seed if args.seed is None else args.seed
-    args.held_out = held_out if args.held_out is None else args.held_out
+    args.held_out = min(1000, held_out) if args.held_out is None else args.held_out
     return settings
 
 
@@ -162,7 +162,7 @@ def make_parser():
     parser.add_argument("--data", type=Path, help="where the data set is, as in training")
     parser.add_argument("--shots", type=shots, default="5,10,25", help="images of each class, or all, after commas")
     parser.add_argument("--choices", type=int, default=3, help="how often the shots are chosen anew")
-    parser.add_argument("--held-out", type=int, help="training images that choose the strength; the run's, or 1000")
+    parser.add_argument("--held-out", type=int, help="training images that choose the strength; 1000, or the run's")
     parser.add_argument("--seed", type=int, help="of what is held out; the run's, for the same images, or 0")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs CuPy and an NVIDIA GPU")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

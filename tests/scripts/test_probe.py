@@ -111,6 +111,9 @@ def test_a_finetuned_network_is_of_the_data_set_in_its_settings(script):
     args = script.make_parser().parse_args(["checkpoint", "--set", "mnist"])
     assert script.take_settings(args, progress) == {}
     assert (args.seed, args.held_out) == (0, 1000)
+    args = script.make_parser().parse_args(["checkpoint"])
+    script.take_settings(args, {**progress, "settings": {**progress["settings"], "held_out": 5000}})
+    assert (args.seed, args.held_out) == (5, 1000)
     args = script.make_parser().parse_args(["checkpoint", "--set", "cifar10", "--held-out", "60"])
     assert script.take_settings(args, progress) == progress["settings"]
     assert (args.seed, args.held_out) == (5, 60)

@@ -7,8 +7,8 @@ are, and takes a fraction of a second for a network of any size.
     flops     of the matrix products of a forward: a product (m, k) @ (k, n) has m k n multiplications and as many
               additions. What is done element by element (norms, GELU, softmax) is not counted, nor are sums, which some
               layers write as products with ones. Products that choose rows are counted as any, though an index would do
-              without: of relative positions (n², 2 n − 1) by K for a side of n patches, in each layer whatever the batch;
-              of corrupted patches (n, n) by D for an image. For the "GFLOPs" of papers and of timm, which are
+              without: of relative positions (n², 2 n − 1) by K for a side of n patches, in each layer whatever the
+              batch; of corrupted patches (n, n) by D for an image. For the "GFLOPs" of papers and of timm, which are
               multiply-adds, halve it. A backward has about twice as many.
     saved     bytes that the Context keeps for backward. What several layers save is counted where it was saved first,
               and a view as all of the memory that it keeps alive; parameters and their gradients come on top.
