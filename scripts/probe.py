@@ -18,7 +18,7 @@ import train_digits
 
 import vitnp
 from vitnp import data, train
-from vitnp.options import add_pretrained_options, told_of_pretrained
+from vitnp.options import PRETRAINED, add_pretrained_options, told_of_pretrained
 from vitnp.pretrained import read_scale
 
 ALL = "all"  # as many shots as there are
@@ -174,7 +174,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if (args.checkpoint is None) == (args.pretrained is None):
         parser.error("expected a checkpoint or --pretrained PATH, one of the two")
-    for option in ("num_heads", "mean", "std"):
+    for option in (*PRETRAINED, "mean", "std"):
         if args.pretrained is None and getattr(args, option) is not None:
             parser.error(f"--{option.replace('_', '-')} goes with --pretrained: a checkpoint tells it itself")
     raise SystemExit(train.report_errors(lambda: probe(args), debug=args.debug))

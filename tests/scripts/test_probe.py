@@ -75,9 +75,10 @@ def test_a_folder_run_is_told_of_folder(run, folder_run, photographs, tmp_path):
     assert "10 that choose the strength" in output
 
 
-def test_what_a_checkpoint_tells_itself_is_refused(run, digits_run, tmp_path):
-    error = run("probe.py", digits_run[1], "--mean", 0.3, cwd=tmp_path, status=2).stderr
-    assert "--mean goes with --pretrained: a checkpoint tells it itself" in error
+@pytest.mark.parametrize(("option", "value"), [("--mean", 0.3), ("--grid", 4), ("--layer-norm-eps", 0.1)])
+def test_what_a_checkpoint_tells_itself_is_refused(option, value, run, digits_run, tmp_path):
+    error = run("probe.py", digits_run[1], option, value, cwd=tmp_path, status=2).stderr
+    assert f"{option} goes with --pretrained: a checkpoint tells it itself" in error
 
 
 # -- in this process --------------------------------------------------------------------------------------------------
