@@ -73,6 +73,18 @@ PROMISES = (
         ),
     ),
     Promise(
+        "So are those of hybrids, masked patches and other architectures",
+        (
+            _mutant("layers/test_conv.py::test_every_gradient_is_the_derivative", "conv-dw-without-the-deviation"),
+            _mutant("layers/test_group_norm.py::test_every_gradient_is_the_derivative", "group-norm-constant-variance"),
+            _mutant("layers/test_corruption.py::test_every_gradient_is_the_derivative", "replacement-gets-no-gradient"),
+            _mutant(
+                "test_vit.py::test_every_gradient_of_another_architecture_is_the_derivative",
+                "positions-shared-of-one-block",
+            ),
+        ),
+    ),
+    Promise(
         "Shapes and scales do not matter",
         (
             _mutant("layers/test_softmax.py::test_gradient_is_right_for_any_shape_and_scale", "softmax-no-sum"),
@@ -137,6 +149,18 @@ PROMISES = (
         (_mutant("test_golden.py::test_adam_ends_where_torch_ends", "adam-eps-inside-the-root"),),
     ),
     Promise(
+        "SGD, the average of the weights and the linear probe are their closed forms",
+        (
+            _mutant(
+                "test_optim.py::test_parameters_after_some_steps_of_sgd_are_the_closed_form", "sgd-momentum-forgets"
+            ),
+            _mutant("test_moving_average.py::test_average_is_the_closed_form", "average-decay-turned-round"),
+            _mutant(
+                "test_few_shot.py::test_weights_of_every_strength_solve_the_normal_equations", "probe-strength-squared"
+            ),
+        ),
+    ),
+    Promise(
         "Training follows PyTorch for 100 steps",
         (_mutant("test_golden.py::test_a_hundred_training_steps_have_the_losses_of_torch", "adam-betas-swapped"),),
     ),
@@ -197,6 +221,52 @@ PROMISES = (
                 "test_trainer.py::test_metrics_reach_the_disk_before_the_checkpoint_that_counts_them",
                 TRAIN,
                 "            self.metrics.flush()  # first: a checkpoint must not know more than the metrics do\n",
+                "",
+            ),
+        ),
+    ),
+    Promise(
+        "So do runs with SGD, an average, probes, a frozen backbone or masked patches, and those that fine-tune",
+        (
+            _check(
+                "test_trainer.py::test_a_run_by_sgd_with_an_average_resumes_to_the_same_bits",
+                CHECKPOINT,
+                '    average.updates = settings["updates"]\n',
+                "",
+            ),
+            _check(
+                "test_trainer.py::test_a_probe_is_taken_after_every_so_many_epochs_and_a_resumed_run_has_the_same",
+                TRAIN,
+                "(epoch + 1) % self.args.probe_every == 0",
+                "epoch % self.args.probe_every == 0",
+            ),
+            _check(
+                "test_trainer.py::test_a_resumed_run_that_trains_the_head_alone_still_does",
+                TRAIN,
+                'head_only=getattr(args, "freeze", False),',
+                'head_only="--freeze" in sys.argv,',
+            ),
+            _check(
+                "test_pretraining.py::test_a_run_that_is_stopped_and_resumed_ends_with_the_same_bits",
+                CHECKPOINT,
+                '        meta["model"] = MASKED\n',
+                "        pass\n",
+            ),
+            _check(
+                "scripts/test_finetune.py::test_a_run_that_goes_on_from_its_last_but_one_step_ends_with_the_same_bits",
+                TRAIN,
+                "prepared_ahead(self.batches.epoch(epoch, start=done))",
+                "prepared_ahead(self.batches.epoch(epoch, start=min(done, 0)))",
+            ),
+        ),
+    ),
+    Promise(
+        "The backbone that masked pre-training leaves is that of its checkpoint, whenever the run was killed",
+        (
+            _check(
+                "test_pretraining.py::test_a_run_that_resumes_at_its_end_writes_the_backbone_again",
+                "vitnp/pretraining.py",
+                "        if self.stale:\n            self._write_backbone()\n",
                 "",
             ),
         ),
