@@ -90,7 +90,9 @@ def ablations(network, sizes):
     """
     head, ratio = network.dim // network.num_heads, network.mlp_dim // network.dim
     return {
-        "positions": {kind: {"positions": kind} for kind in ("none", "learned", "learned-2d", "relative", "sincos")},
+        "positions": {
+            kind: {"positions": kind} for kind in ("none", "learned", "learned-2d", "relative-1d", "relative", "sincos")
+        },
         "places": {place: {"pos_at": place} for place in ("stem", "layers", "shared")},
         "start": {start: {"pos_init": start} for start in ("normal", "sincos")},
         "pooling": {pool: {"pool": pool} for pool in ("token", "mean")},

@@ -63,6 +63,7 @@ def make_targets(rng):
         # the paper's appendix, and later papers
         (layers.Positions("learned-2d", (2, 2), D, **kw), tokens),
         (layers.RelativePositions((2, 2), 3, **kw), rng.standard_normal((B, HEADS, N, 3))),
+        (layers.RasterPositions(4, 3, **kw), rng.standard_normal((B, HEADS, N, 3))),
         (layers.StochasticDepth(0.2), tokens),
         (layers.LayerScale(D, 0.1, **kw), tokens),
         (layers.PatchCorruption(N, D, **kw), tokens),

@@ -28,6 +28,7 @@ from vitnp.layers import (
     PatchCorruption,
     PatchEmbed,
     Positions,
+    RasterPositions,
     RelativePositions,
     ReLU,
     ResNetStem,
@@ -74,6 +75,7 @@ LAYERS = {
     "positions_2d": (lambda **o: Positions("learned-2d", (2, 3), 8, **o), (5, 9, 8)),
     "positions_sincos": (lambda **o: Positions("sincos", (2, 3), 8, **o), (5, 9, 8)),
     "relative_positions": (lambda **o: RelativePositions((2, 3), 3, **o), (5, 4, 9, 3)),
+    "raster_positions": (lambda **o: RasterPositions(6, 3, **o), (5, 4, 9, 3)),
     "attention": (lambda **o: Attention(6, 2, dropout=0.3, **o), (5, 9, 6)),
     "attention_relative": (
         lambda **o: Attention(6, 2, dropout=0.3, relative=RelativePositions((2, 3), 3, **o), **o),

@@ -168,6 +168,7 @@ def variant_errors(stochastic_depth=0.0, **changes):
         ("sincos", "stem"),
         ("sincos", "shared"),
         ("relative", "stem"),
+        ("relative-1d", "stem"),
         ("none", "stem"),
     ],
 )

@@ -47,6 +47,7 @@ POSITIONS = {
     "waves": {"positions": "sincos", "dim": 8},
     "waves for all layers": {"positions": "sincos", "pos_at": "shared", "dim": 8},
     "relative": {"positions": "relative"},
+    "relative in raster order": {"positions": "relative-1d"},
     "none": {"positions": "none", "pool": "mean"},
 }
 LATER = {
@@ -327,6 +328,7 @@ NAMES_OF_POSITIONS = {
     ("learned-2d", "stem"): ["pos_embed_columns", "pos_embed_rows"],
     ("sincos", "stem"): [],
     ("relative", "stem"): [f"blocks.{i}.attn.pos_embed_{axis}" for i in range(2) for axis in ("rows", "columns")],
+    ("relative-1d", "stem"): ["blocks.0.attn.pos_embed_offsets", "blocks.1.attn.pos_embed_offsets"],
     ("none", "stem"): [],
 }
 
@@ -646,7 +648,11 @@ def test_configuration_survives_json():
             "dim 66 is not divisible by 4, as pos_init 'sincos' wants it: use 64 or 68",
         ),
         ({"pos_init": "sincos", "dim": 3, "num_heads": 3}, "use 4"),
-        ({"positions": "2d"}, "positions is '2d'; choose one of 'learned', 'learned-2d', 'sincos', 'relative', 'none'"),
+        (
+            {"positions": "2d"},
+            "is '2d'; choose one of 'learned', 'learned-2d', 'sincos', 'relative', 'relative-1d', 'none'",
+        ),
+        ({"positions": "relative-1d", "patch_size": 28}, r"'relative-1d', but patch_size \(28, 28\) makes 1 patch"),
         ({"positions": "sincos", "dim": 66, "num_heads": 3}, "by 4, as positions 'sincos' wants it: use 64 or 68"),
         (
             {"positions": "learned-2d", "dim": 65, "num_heads": 5},

@@ -19,13 +19,14 @@ SIZES = {
     "H": {"dim": 1280, "depth": 32, "num_heads": 16, "mlp_dim": 5120},
 }
 PATCHES = ("14", "16", "32")
-# as appendix D.4 but for "relative": here offsets of rows and of columns, in the paper those of places in raster order;
-# and where each kind may be added: relative positions are in the attention of every layer anyway
+# those of appendix D.4, and "relative", by rows and by columns; and where each kind may be added: relative positions
+# are in the attention of every layer anyway
 POSITIONS = {
     "learned": ("stem", "layers", "shared"),
     "learned-2d": ("stem", "layers", "shared"),
     "sincos": ("stem", "shared"),
     "relative": ("stem",),
+    "relative-1d": ("stem",),
     "none": ("stem",),
 }
 # the original's: the transformer, the units of a ResNet's stages, and the patches on its feature map
@@ -53,9 +54,10 @@ class ViTConfig:
     and cosines of row and column, which makes short training shorter and wants a `dim` that 4 divides.
 
     `positions` is how the network knows where a patch is (appendix D.4): "learned", a vector a token; "learned-2d",
-    half a vector a row and half a vector a column; "sincos", the same, fixed; "relative", in every attention embeddings
-    of how many rows and how many columns two patches are apart, where the paper's have one axis, the offset of the two
-    in raster order; or "none". `pos_at` is where they are added: at the "stem", in all "layers", or "shared" by these.
+    half a vector a row and half a vector a column; "sincos", the same, fixed; "relative-1d", in every attention
+    embeddings of how far two patches are apart in raster order, as the paper's are; "relative", the same by how many
+    rows and how many columns; or "none". `pos_at` is where they are added: at the "stem", in all "layers", or "shared"
+    by these.
 
     `stem_blocks` makes a hybrid: a ResNet in front whose stages have so many units, as (3, 4, 9), or () for its root
     alone. `patch_size` is then in places of its feature map, which has ⌈n / stride⌉ of them for n pixels: the stride is
@@ -131,6 +133,8 @@ class ViTConfig:
                 raise ConfigError(
                     f"dim {self.dim} is not divisible by {divisor}, as {name} {value!r} wants it: use {nearest}"
                 )
+        if self.positions == "relative-1d" and self.num_patches < 2:
+            raise ConfigError(f"positions is 'relative-1d', but patch_size {self.patch_size} makes 1 patch: use others")
 
     def _check_later(self) -> None:
         """What is in none of the paper's networks."""

@@ -93,7 +93,7 @@ def _add_network_options(parser: TrainingParser) -> None:
         help="units of each stage of a ResNet in front, '' for its root alone",
     )
     network.add_argument("--stem-width", type=float, default=1.0, help="times 64, the channels of the stem's root")
-    for kind in ("sincos", "relative", "none"):
+    for kind in ("sincos", "relative", "relative-1d", "none"):
         parser.when("positions", kind, pos_init="normal")  # whatever a script's default is: nothing starts as waves
 
 

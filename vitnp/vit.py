@@ -30,6 +30,7 @@ from vitnp.layers import (
     Embeddings,
     PatchEmbed,
     Positions,
+    RasterPositions,
     RelativePositions,
     ResNetStem,
 )
@@ -235,15 +236,16 @@ def _rebuild(
 
 def _positions(c: ViTConfig, places: tuple[str, ...], **options: Any) -> Positions | None:
     """Return the position embeddings that a network adds at one of these places, if it does."""
-    if c.pos_at not in places or c.positions in ("relative", "none"):
+    if c.pos_at not in places or c.positions in ("relative", "relative-1d", "none"):
         return None
     return Positions(c.positions, c.grid, c.dim, class_token=c.pool == "token", pos_init=_pos_init(c), **options)
 
 
-def _relative_positions(c: ViTConfig, **options: Any) -> RelativePositions | None:
-    if c.positions != "relative":
-        return None
-    return RelativePositions(c.grid, c.dim // c.num_heads, class_token=c.pool == "token", **options)
+def _relative_positions(c: ViTConfig, **options: Any) -> RelativePositions | RasterPositions | None:
+    size, class_token = c.dim // c.num_heads, c.pool == "token"
+    if c.positions == "relative-1d":
+        return RasterPositions(c.num_patches, size, class_token=class_token, **options)
+    return RelativePositions(c.grid, size, class_token=class_token, **options) if c.positions == "relative" else None
 
 
 def _pos_init(c: ViTConfig) -> Initializer | None:

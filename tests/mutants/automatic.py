@@ -30,6 +30,7 @@ TARGETS = {
     "vitnp/layers/embeddings.py": ("backward",),
     "vitnp/layers/positions.py": ("backward",),
     "vitnp/layers/relative_positions.py": ("backward", "_keys", "_choice"),
+    "vitnp/layers/raster_positions.py": ("forward", "backward"),
     "vitnp/layers/attention.py": ("backward", "_split", "_by_head"),
     "vitnp/layers/mlp.py": ("backward",),
     "vitnp/layers/block.py": ("backward", "_weigh_backward", "_add"),

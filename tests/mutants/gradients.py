@@ -1,8 +1,8 @@
 """The wrong gradients by the gradient check alone: is each one seen, and is the place that is named the right one?
 
-Five networks between them have every layer: the hard model of the tests with a class token and the tanh form, one with
-mean pooling, the exact form and a hidden layer in the head, two of other architectures, and a hybrid. All have dropout,
-and labels are smoothed.
+Six networks between them have every layer: the hard model of the tests with a class token and the tanh form, one with
+mean pooling, the exact form and a hidden layer in the head, three of other architectures, and a hybrid. All have
+dropout, and labels are smoothed.
 
 Where Richardson's differences see nothing wrong in a whole network, each of its layers is checked alone. Walking from
 the loss backwards, the first wrong tensor is one of the faulty layer's own, or one of the layer before it,
@@ -25,6 +25,7 @@ NETWORKS: tuple[dict[str, Any], ...] = (
     {"pool": "mean", "gelu": "erf", "representation_size": 11},
     {"pool": "mean", "positions": "relative", **LATER},
     {"positions": "learned-2d", "pos_at": "shared"},
+    {"pool": "mean", "positions": "relative-1d"},
     {"image_size": (22, 15), "patch_size": (2, 4), "stem_blocks": (2,), "stem_width": 0.5},
 )
 INLINE = {

@@ -1,6 +1,6 @@
 """Mistakes, as patches of the real sources: each of them was made in some network written by hand.
 
-    gradient    88  a backward that is not the derivative of its forward
+    gradient    89  a backward that is not the derivative of its forward
     forward     26  forward and backward agree, and the network is not a Vision Transformer: no gradient check sees it
     optimizer   20  an update that is not Adam's or SGD's, an average that is another
     structural   4  right numbers once, by a pass that leaves traces
@@ -44,6 +44,7 @@ OUTLINES = "vitnp/inspection/outlines.py"
 PARALLEL = "vitnp/parallel.py"
 PATCH_EMBED = "vitnp/layers/patch_embed.py"
 POSITIONS = "vitnp/layers/positions.py"
+RASTER = "vitnp/layers/raster_positions.py"
 RELATIVE = "vitnp/layers/relative_positions.py"
 STOCHASTIC_DEPTH = "vitnp/layers/stochastic_depth.py"
 VIT = "vitnp/vit.py"
@@ -519,6 +520,12 @@ _GRADIENT: tuple[tuple, ...] = (
         "blocks.1.attn",
         "queries get no gradient from relative attention",
         (ATTENTION, "dq += self.relative.backward(dscores, ctx)", "self.relative.backward(dscores, ctx)"),
+    ),
+    (
+        "raster-offset-turned-round-in-backward",
+        "blocks.1.attn",
+        "the embedding of an offset gets the gradient of the opposite one",
+        (RASTER, "pos_embed_offsets=dreversed[::-1]", "pos_embed_offsets=dreversed"),
     ),
     (
         "relative-unscaled",

@@ -91,6 +91,8 @@ def test_what_cannot_be_is_refused():
         vitnp.adapt(hard_model(), 3, image_size=12, resize="zoom")
     with pytest.raises(vitnp.ConfigError, match="image height 10 is not divisible by patch height 3"):
         vitnp.adapt(hard_model(), 3, image_size=10)
+    with pytest.raises(ValueError, match="positions 'relative-1d' are offsets in raster order for the first"):
+        vitnp.adapt(hard_model(positions="relative-1d"), 3, image_size=(6, 12))
     fixed = hard_model(positions="sincos", dim=8)
     with pytest.raises(ValueError, match=r"patches \(2, 6\), but positions 'sincos' are fixed waves for"):
         vitnp.adapt(fixed, 3, image_size=(6, 12))

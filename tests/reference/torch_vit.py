@@ -86,6 +86,23 @@ class Relative(nn.Module):
         return torch.einsum("bhik,ijk->bhij", q, keys) / q.shape[-1] ** 0.5
 
 
+class Raster(nn.Module):
+    """The same with one offset, of places in raster order, as the appendix has it."""
+
+    def __init__(self, patches, size, first, dtype):
+        super().__init__()
+        self.first, self.patches = first, patches
+        self.offsets = nn.Parameter(torch.zeros(2 * patches - 1, size, dtype=dtype))
+
+    def forward(self, q, tokens):
+        """(B, H, N, K) -> (B, H, N, N)"""
+        bias, inside = q.new_zeros(*q.shape[:2], tokens, tokens), slice(self.first, self.first + self.patches)
+        place = torch.arange(self.patches)
+        keys = self.offsets[place[:, None] - place + self.patches - 1]
+        bias[:, :, inside, inside] = torch.einsum("bhik,ijk->bhij", q[:, :, inside], keys)
+        return bias / q.shape[-1] ** 0.5
+
+
 class Positions(nn.Module):
     """Appendix D.4: what is added to each patch, and, if `kind` is "learned", to the class token in front."""
 
@@ -221,10 +238,15 @@ class TorchViT(nn.Module):
         first = int(pool == "token")
         self.patch_embed = nn.Conv2d(channels, dim, self.patch_size, stride=self.patch_size, dtype=dtype)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim, dtype=dtype)) if pool == "token" else None
-        relative = positions == "relative"
+        relative = positions in ("relative", "relative-1d")
         self.blocks = nn.ModuleList()
         for _ in range(depth):
-            offsets = Relative(grid, dim // num_heads, first, dtype) if relative else None
+            offsets = None
+            if relative:
+                size = dim // num_heads
+                flat = positions == "relative-1d"
+                patches = grid[0] * grid[1]
+                offsets = Raster(patches, size, first, dtype) if flat else Relative(grid, size, first, dtype)
             later = offsets, layer_scale is not None, qk_norm
             self.blocks.append(Block(dim, num_heads, mlp_dim, gelu, layer_norm_eps, dtype, *later))
         self.registers = nn.Parameter(torch.zeros(1, registers, dim, dtype=dtype)) if registers else None
@@ -442,7 +464,7 @@ def _norm(name, norm):
 
 
 def _vectors(prefix, positions):
-    named = {"vectors": "pos_embed", "x": "pos_embed_columns", "y": "pos_embed_rows"}
+    named = {"vectors": "pos_embed", "offsets": "pos_embed_offsets", "x": "pos_embed_columns", "y": "pos_embed_rows"}
     return {f"{prefix}{named[name]}": ([tensor], *_SAME) for name, tensor in positions.named_parameters()}
 
 

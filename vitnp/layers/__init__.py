@@ -9,6 +9,7 @@ from vitnp.layers.softmax import Softmax
 from vitnp.layers.patch_embed import PatchEmbed
 from vitnp.layers.embeddings import Embeddings
 from vitnp.layers.positions import Positions
+from vitnp.layers.raster_positions import RasterPositions
 from vitnp.layers.relative_positions import RelativePositions
 from vitnp.layers.attention import Attention
 from vitnp.layers.layer_scale import LayerScale
@@ -41,6 +42,7 @@ __all__ = [
     "PatchCorruption",
     "PatchEmbed",
     "Positions",
+    "RasterPositions",
     "ReLU",
     "RelativePositions",
     "ResNetStem",

@@ -29,6 +29,7 @@ from vitnp.layer import Layer
 from vitnp.layers.dropout import Dropout
 from vitnp.layers.layer_norm import LayerNorm
 from vitnp.layers.linear import Linear
+from vitnp.layers.raster_positions import RasterPositions
 from vitnp.layers.relative_positions import RelativePositions
 from vitnp.layers.softmax import Softmax
 
@@ -51,7 +52,7 @@ class Attention(Layer):
         num_heads: int,
         *,
         dropout: float = 0.0,
-        relative: RelativePositions | None = None,
+        relative: RelativePositions | RasterPositions | None = None,
         q_norm: LayerNorm | None = None,
         k_norm: LayerNorm | None = None,
         rng: int | np.random.Generator | None = 0,

@@ -26,6 +26,7 @@ from vitnp.layers.layer_norm import LayerNorm
 from vitnp.layers.layer_scale import LayerScale
 from vitnp.layers.mlp import MLP
 from vitnp.layers.positions import Positions
+from vitnp.layers.raster_positions import RasterPositions
 from vitnp.layers.relative_positions import RelativePositions
 from vitnp.layers.stochastic_depth import StochasticDepth
 
@@ -48,7 +49,7 @@ class Block(Layer):
         gelu: str = "tanh",
         layer_norm_eps: float = 1e-6,
         positions: Positions | None = None,
-        relative: RelativePositions | None = None,
+        relative: RelativePositions | RasterPositions | None = None,
         qk_norm: bool = False,
         layer_scale: float | None = None,
         stochastic_depth: float = 0.0,

@@ -14,7 +14,7 @@ Forward     Relative attention asks a second time with the same query, and embed
 Not the     Dosovitskiy et al. (appendix D.4) add such logits too, but number the patches in raster order, p = C r + c,
 paper's     and learn one embedding for each offset p − p' of that single axis, 2 R C − 1 in all. There the last patch
             of a row and the first of the next are neighbours; here rows and columns stay apart, with 2 R + 2 C − 2
-            embeddings. What Table 8 says of relative positions was measured with theirs.
+            embeddings. What Table 8 says of relative positions was measured with theirs (raster_positions.py).
 
 Backward    dA = Σ_c' dbias,   dB = Σ_r' dbias,   for A is in the sum once for each c', and B for each r'
             Then as for any product of queries and keys: dq[r, c] = Σ_r' dA[r, c, r'] rows[r − r'] + the same of B,

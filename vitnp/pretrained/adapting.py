@@ -37,7 +37,8 @@ def adapt(
             `vitnp.pretrained.positions`.
 
     Raises ConfigError for sizes that no network can have, ValueError for an unknown rule and for another grid where
-    positions are "sincos", fixed waves that nothing resizes, TypeError for a network that predicts masked patches.
+    positions are "sincos" or "relative-1d", which nothing resizes, TypeError for a network that predicts masked
+    patches.
     """
     if isinstance(model, MaskedPatchPrediction):
         raise TypeError("the model predicts masked patches; expected its encoder: adapt model.backbone()")
@@ -52,10 +53,11 @@ def adapt(
     config = replace(model.config, image_size=size, **changes)
     adapted = VisionTransformer(config, rng=None, dtype=model.flat.dtype)
     own, grids = adapted.parameters(), (model.config.grid, config.grid)
-    if config.positions == "sincos" and grids[0] != grids[1]:
+    fixed = {"sincos": "fixed waves", "relative-1d": "offsets in raster order"}.get(config.positions)
+    if fixed is not None and grids[0] != grids[1]:
         raise ValueError(
-            f"image_size {size} makes of the grid {grids[0]} of patches {grids[1]}, but positions 'sincos' are fixed "
-            f"waves for the first: keep {model.config.image_size}"
+            f"image_size {size} makes of the grid {grids[0]} of patches {grids[1]}, but positions {config.positions!r} "
+            f"are {fixed} for the first: keep {model.config.image_size}"
         )
     for name, array in model.parameters().items():
         learned, last = to_cpu(array), name.rpartition(".")[2]
