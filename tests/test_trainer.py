@@ -252,8 +252,12 @@ def test_a_run_goes_on_from_the_predecessor_of_a_damaged_checkpoint(whole, tmp_p
     ):
         load_run(path, "cpu")
     assert vitnp.load_checkpoint(previous).optimizer.steps == 5
+    real = tmp_path / "elsewhere.safetensors"
+    path.rename(real)
+    path.symlink_to(real)
     again = resumed(previous)
     assert vitnp.load_checkpoint(path).optimizer.steps == 5  # it is the last one now
+    assert path.is_symlink()
     assert again.run(0.0) == 0
     assert_same_run(tmp_path / "run", whole)
 

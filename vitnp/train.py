@@ -531,7 +531,8 @@ class Trainer:
         for name in SAVED:
             remove_orphans(self.folder / name)
         if path.name == PREVIOUS:
-            os.replace(path, self.folder / CHECKPOINT)  # the one after it is given up
+            # The one after it is given up, but what is a link stays one.
+            write_atomically(self.folder / CHECKPOINT, path.read_bytes())
         self.seen, self.images, self.seconds = progress["seen"], progress["images"], progress["seconds"]
         self.best = progress["best"]
         self.saved_steps, self.saved_at, self.unsaved = self.optimizer.steps, time.monotonic(), False
