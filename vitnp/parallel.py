@@ -206,14 +206,19 @@ def saved_bytes(model: VisionTransformer) -> int:
     """Return how much memory a pass keeps of one sample, in the blocks and a stem's units.
 
     Of each token these are both norms' x̂ and y, q, k, v, the heads, the block's output and its gradient, D numbers
-    each; the MLP's hidden layer and GELU's slope, M each; and its row of every head's probabilities. Of each place of
-    a stem's maps they are every norm's x̂ and every ReLU's y.
+    each; the MLP's hidden layer and GELU's slope, M each; and its row of every head's probabilities. Norms of q and k
+    add their x̂ and y, layer scale what it is given, and dropout and stochastic depth a mask, an output and a gradient,
+    the mask of the latter being one number. Of each place of a stem's maps they are every norm's x̂ and every ReLU's y.
     """
     c = model.config
     numbers = 10 * c.dim + 2 * c.mlp_dim + c.num_heads * c.num_tokens
+    numbers += 4 * c.dim * c.qk_norm + 2 * c.dim * (c.layer_scale is not None)
+    numbers += 3 * (2 * c.dim + c.mlp_dim) * (c.dropout > 0)
+    numbers += 3 * c.num_heads * c.num_tokens * (c.attention_dropout > 0)
+    in_dropped = 4 * c.dim * (c.depth - 1) * (c.stochastic_depth > 0)  # the first block never is
     in_stem = 0 if c.stem_blocks is None else _kept_by_stem(c)
     itemsize: int = model.flat.itemsize
-    kept: int = c.depth * c.num_tokens * numbers + in_stem
+    kept: int = c.num_tokens * (c.depth * numbers + in_dropped) + in_stem
     return kept * itemsize
 
 
