@@ -74,11 +74,23 @@ def take_settings(args, progress):
     return settings
 
 
+def find_splits(args, settings):
+    """Return the image files of --folder for training and test, divided as the run did if it was one of a folder."""
+    test_root = args.test_data or settings.get("test_data")
+    splits = data.find_splits(args.folder, test_root, settings.get("test_share", 0.1), args.seed)
+    if args.test_data is None and test_root is not None and splits[0].digest != settings["files"][0]:
+        raise ValueError(
+            f"{args.folder}: not the files that the run began with, whose test was in {test_root}: "
+            "name a folder for the test by --test-data"
+        )
+    return splits
+
+
 def load_sets(args, model, progress):
     """Return training set and test set."""
     name, config, settings = args.set or name_of_set(progress), model.config, take_settings(args, progress)
     if args.folder is not None:
-        splits = data.find_splits(args.folder, None, settings.get("test_share", 0.1), args.seed)
+        splits = find_splits(args, settings)
         return [split.read(config.image_size, config.channels) for split in splits]
     if name == "folder":
         raise ValueError("the network learned from a folder of images: name it by --folder, or others by --set")
@@ -159,6 +171,7 @@ def make_parser():
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--set", choices=SETS, help="the images; unless said, those of the checkpoint's run")
     source.add_argument("--folder", type=Path, help="your own images instead: a sub-folder per class")
+    parser.add_argument("--test-data", type=Path, help="with --folder: another one, for the test alone; the run's")
     parser.add_argument("--data", type=Path, help="where the data set is, as in training")
     parser.add_argument("--shots", type=shots, default="5,10,25", help="images of each class, or all, after commas")
     parser.add_argument("--choices", type=int, default=3, help="how often the shots are chosen anew")
@@ -177,4 +190,6 @@ if __name__ == "__main__":
     for option in (*PRETRAINED, "mean", "std"):
         if args.pretrained is None and getattr(args, option) is not None:
             parser.error(f"--{option.replace('_', '-')} goes with --pretrained: a checkpoint tells it itself")
+    if args.test_data is not None and args.folder is None:
+        parser.error("--test-data goes with --folder: a data set has a test of its own")
     raise SystemExit(train.report_errors(lambda: probe(args), debug=args.debug))

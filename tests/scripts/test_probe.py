@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,23 @@ def test_a_folder_run_is_told_of_folder(run, folder_run, photographs, tmp_path):
     assert error == "error: the network learned from a folder of images: name it by --folder, or others by --set\n"
     output = run("probe.py", folder_run[1], "--folder", photographs, "--shots", 3, "--choices", 1, cwd=tmp_path).stdout
     assert "10 that choose the strength" in output
+
+
+def test_a_folder_run_is_tested_where_it_was(run, photographs, folder_options, tmp_path):
+    other = shutil.copytree(photographs, tmp_path / "other")
+    for name in ("nought", "one"):
+        next((other / name).iterdir()).unlink()
+    options = [*folder_options, "--test-data", other, "--epochs", 1]
+    run("train_folder.py", "--data", photographs, *options, cwd=tmp_path)
+    options = "runs/folder/checkpoint.safetensors", "--shots", 3, "--choices", 1, "--folder"
+    output = run("probe.py", *options, photographs, cwd=tmp_path).stdout
+    assert f"{len(list(other.rglob('*.png')))} of the test" in output
+    error = run("probe.py", *options, other, cwd=tmp_path, status=1).stderr
+    assert re.match(rf"error: .*other: not the files that the run began with, whose test was in {other}: name", error)
+    assert (
+        f"{len(list(photographs.rglob('*.png')))} of the test"
+        in run("probe.py", *options, other, "--test-data", photographs, cwd=tmp_path).stdout
+    )
 
 
 @pytest.mark.parametrize(("option", "value"), [("--mean", 0.3), ("--grid", 4), ("--layer-norm-eps", 0.1)])
