@@ -24,7 +24,12 @@ def network_of(name, changes):
         model = vitnp.load_checkpoint(name).model
         if not changes:
             return model
-        return type(model)(dataclasses.replace(model.config, **changes), rng=None, dtype=model.flat.dtype)
+        asked = dataclasses.replace(model.config, **changes)
+        changed = type(model)(asked, rng=None, dtype=model.flat.dtype)
+        for field in changes:
+            if (kept := getattr(changed.config, field)) != getattr(asked, field):
+                raise ValueError(f"{field} is {kept!r} in every {type(model).__name__} like this: leave {field}= out")
+        return changed
     try:
         config = vitnp.ViTConfig.named(name)
     except vitnp.ConfigError as error:

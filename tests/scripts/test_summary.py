@@ -60,6 +60,11 @@ def test_a_masked_run_s_is_the_network_that_hides_patches(monkeypatch, capsys, t
     assert output == f"{vitnp.summary(masked)}\n"
     _, output, _ = summarise(monkeypatch, capsys, tmp_path / "masked.safetensors", "depth=2")
     assert output == f"{vitnp.summary(vitnp.MaskedPatchPrediction(vitnp.ViTConfig(**small | {'depth': 2})))}\n"
+    status, output, error = summarise(
+        monkeypatch, capsys, tmp_path / "masked.safetensors", "image_size=28", "num_classes=5"
+    )
+    assert (status, output) == (1, "")
+    assert error == "error: num_classes is 8 in every MaskedPatchPrediction like this: leave num_classes= out\n"
 
 
 @pytest.mark.parametrize(
