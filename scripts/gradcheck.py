@@ -60,6 +60,7 @@ def make_targets(rng):
         (layers.Block(D, HEADS, MLP_DIM, **rates, **kw), tokens),
         (layers.ClassifierHead(D, 7, pool="token", **kw), tokens),
         (layers.ClassifierHead(D, 7, pool="mean", representation_size=9, **kw), tokens),
+        (layers.ClassifierHead(D, 7, pool="mean-norm", registers=2, **kw), tokens),
         # the paper's appendix, and later papers
         (layers.Positions("learned-2d", (2, 2), D, **kw), tokens),
         (layers.RelativePositions((2, 2), 3, **kw), rng.standard_normal((B, HEADS, N, 3))),

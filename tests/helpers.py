@@ -91,6 +91,7 @@ LAYERS = {
     "head_mean": (lambda **o: ClassifierHead(6, 4, pool="mean", representation_size=7, **o), (5, 9, 6)),
     "block": (lambda **o: Block(6, 2, 7, dropout=0.2, attention_dropout=0.3, **o), (5, 9, 6)),
     "head_registers": (lambda **o: ClassifierHead(6, 4, pool="mean", registers=2, **o), (5, 9, 6)),
+    "head_mean_norm": (lambda **o: ClassifierHead(6, 4, pool="mean-norm", registers=2, **o), (5, 9, 6)),
     "block_options": (
         lambda **o: Block(6, 2, 7, dropout=0.2, qk_norm=True, layer_scale=0.1, stochastic_depth=0.3, **o),
         (5, 9, 6),

@@ -34,6 +34,7 @@ VARIANTS = {
     "token, erf, representation": {"gelu": "erf", "representation_size": 11},
     "mean, tanh, representation": {"pool": "mean", "representation_size": 11},
     "mean, erf": {"pool": "mean", "gelu": "erf"},
+    "mean, then its norm": {"pool": "mean-norm"},
     "one block, three heads": {"depth": 1, "num_heads": 3},
     "large eps": {"layer_norm_eps": 0.5},
     "no dropout": NO_DROPOUT,
@@ -102,8 +103,11 @@ def equations(model, images):
         for block in (f"blocks.{i}" for i in range(c.depth)):
             x = x + attention(norm(x, f"{block}.norm1"), f"{block}.attn")
             x = x + linear(gelu(linear(norm(x, f"{block}.norm2"), f"{block}.mlp.fc1")), f"{block}.mlp.fc2")
-        x = norm(x, "norm")
-        x = x[0] if c.pool == "token" else x.mean(0)
+        if c.pool == "mean-norm":
+            x = norm(x.mean(0), "norm")
+        else:
+            x = norm(x, "norm")
+            x = x[0] if c.pool == "token" else x.mean(0)
         if c.representation_size:
             x = np.tanh(linear(x, "pre_logits"))
         logits.append(linear(x, "head"))
@@ -638,7 +642,7 @@ def test_configuration_survives_json():
         ({"dropout": 1.0}, "dropout is 1.0; it must be at least 0 and below 1"),
         ({"attention_dropout": -0.1}, "attention_dropout is -0.1; it must be"),
         ({"dropout": math.nan}, "dropout is nan; it must be"),
-        ({"pool": "max"}, "pool is 'max'; choose one of 'token', 'mean'"),
+        ({"pool": "max"}, "pool is 'max'; choose one of 'token', 'mean', 'mean-norm'"),
         ({"gelu": "relu"}, "gelu is 'relu'; choose one of 'tanh', 'erf'"),
         ({"layer_norm_eps": 0}, "layer_norm_eps is 0; it must be above 0"),
         ({"representation_size": 0}, "representation_size is 0; expected"),

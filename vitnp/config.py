@@ -19,6 +19,7 @@ SIZES = {
     "H": {"dim": 1280, "depth": 32, "num_heads": 16, "mlp_dim": 5120},
 }
 PATCHES = ("14", "16", "32")
+POOLS = ("token", "mean", "mean-norm")
 # those of appendix D.4, and "relative", by rows and by columns; and where each kind may be added: relative positions
 # are in the attention of every layer anyway
 POSITIONS = {
@@ -49,9 +50,11 @@ class ViTConfig:
 
     `image_size` and `patch_size` are pixels, an int or a (height, width) pair, and are kept as pairs. `dropout` is the
     rate after the position embedding and after every dense layer except qkv, `attention_dropout` the one on attention
-    weights. `representation_size` adds the tanh layer that the paper has in front of the head in pre-training.
-    `pos_init` is how the learned positions start: "normal", small random numbers as in the original, or "sincos", sines
-    and cosines of row and column, which makes short training shorter and wants a `dim` that 4 divides.
+    weights. `pool` is what the classifier reads: the class "token"; the "mean" of all tokens after the final norm, and
+    then there is no class token; or "mean-norm", the mean first and its norm then. `representation_size` adds the tanh
+    layer that the paper has in front of the head in pre-training. `pos_init` is how the learned positions start:
+    "normal", small random numbers as in the original, or "sincos", sines and cosines of row and column, which makes
+    short training shorter and wants a `dim` that 4 divides.
 
     `positions` is how the network knows where a patch is (appendix D.4): "learned", a vector a token; "learned-2d",
     half a vector a row and half a vector a column; "sincos", the same, fixed; "relative-1d", in every attention
@@ -112,7 +115,7 @@ class ViTConfig:
         for name in ("dropout", "attention_dropout", "stochastic_depth"):
             if not 0 <= _number(name, getattr(self, name)) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
-        _one_of("pool", self.pool, ("token", "mean"))
+        _one_of("pool", self.pool, POOLS)
         _one_of("gelu", self.gelu, ("tanh", "erf"))
         self._check_positions()
         self._check_later()

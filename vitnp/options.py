@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any, cast
 
-from vitnp.config import POSITIONS, ViTConfig
+from vitnp.config import POOLS, POSITIONS, ViTConfig
 from vitnp.cores import usable_cores
 from vitnp.data import Augmentation
 from vitnp.data.dataset import whole_number
@@ -73,7 +73,7 @@ def _add_network_options(parser: TrainingParser) -> None:
     network.add_argument("--dropout", type=float, default=0.0, help="rate after dense layers and position embedding")
     network.add_argument("--attention-dropout", type=float, default=0.0, help="rate on attention weights")
     network.add_argument("--gelu", choices=("tanh", "erf"), default="tanh", help="form of the activation")
-    network.add_argument("--pool", choices=("token", "mean"), default="token", help="what the classifier reads")
+    network.add_argument("--pool", choices=POOLS, default="token", help="what the classifier reads")
     network.add_argument(
         "--pos-init", choices=("normal", "sincos"), default="normal", help="how the learned positions start"
     )
@@ -169,7 +169,7 @@ def add_pretrained_options(parser: Any) -> None:
     """Add, to a parser or a group of one, --pretrained's companions: what its file does not say of the network."""
     parser.add_argument("--num-heads", type=int, metavar="N", help="its attention heads, where its file does not say")
     parser.add_argument("--grid", type=grid, metavar="ROWSxCOLUMNS", help="its patches, where they are not a square")
-    parser.add_argument("--pool", choices=("token", "mean"), help="what it classifies by, where you know; else checked")
+    parser.add_argument("--pool", choices=POOLS, help="what it classifies by, where you know: is checked")
     parser.add_argument("--gelu", choices=("tanh", "erf"), help="its GELU, if another than its program's")
     parser.add_argument("--layer-norm-eps", type=float, metavar="EPS", help="of its norms, if not its program's")
 

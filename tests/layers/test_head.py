@@ -10,7 +10,7 @@ def head(seed=0, **options):
     return randomize(ClassifierHead(6, 4, dtype="float64", **options), seed)
 
 
-@pytest.mark.parametrize("pool", ["token", "mean"])
+@pytest.mark.parametrize("pool", ["token", "mean", "mean-norm"])
 @pytest.mark.parametrize("representation_size", [None, 7])
 def test_every_gradient_is_the_complex_steps(pool, representation_size):
     layer = head(pool=pool, representation_size=representation_size)
@@ -34,12 +34,20 @@ def test_mean_pooling_normalises_before_the_mean():
     assert error(layer.forward(x, vitnp.Context()), truth) < 1e-14
 
 
-def test_the_mean_is_that_of_the_tokens_before_the_registers():
-    layer, x = head(pool="mean", registers=2), normal((5, 9, 6), 1)
-    assert error(layer.forward(x, vitnp.Context()), head(pool="mean").forward(x[:, :7], vitnp.Context())) < 1e-14
+def test_the_norm_may_come_after_the_mean():
+    layer, x = head(pool="mean-norm"), normal((5, 9, 6), 1)
+    truth = layer.norm.forward(x.mean(1), vitnp.Context()) @ layer.head.weight + layer.head.bias
+    assert error(layer.forward(x, vitnp.Context()), truth) < 1e-14
+    assert error(head(pool="mean").forward(x, vitnp.Context()), truth) > 0.1
 
 
-@pytest.mark.parametrize("pool", ["token", "mean"])
+@pytest.mark.parametrize("pool", ["mean", "mean-norm"])
+def test_the_mean_is_that_of_the_tokens_before_the_registers(pool):
+    layer, x = head(pool=pool, registers=2), normal((5, 9, 6), 1)
+    assert error(layer.forward(x, vitnp.Context()), head(pool=pool).forward(x[:, :7], vitnp.Context())) < 1e-14
+
+
+@pytest.mark.parametrize("pool", ["token", "mean", "mean-norm"])
 def test_every_gradient_is_the_derivative_with_registers_which_have_none(pool):
     layer, x, ctx = head(pool=pool, registers=2), normal((3, 9, 6), 1), vitnp.Context(record=True)
     assert worst_error(*both_gradients(layer, x)) < 1e-12

@@ -25,7 +25,7 @@ NETWORKS: tuple[dict[str, Any], ...] = (
     {"pool": "mean", "gelu": "erf", "representation_size": 11},
     {"pool": "mean", "positions": "relative", **LATER},
     {"positions": "learned-2d", "pos_at": "shared"},
-    {"pool": "mean", "positions": "relative-1d"},
+    {"pool": "mean-norm", "positions": "relative-1d", "registers": 2},
     {"image_size": (22, 15), "patch_size": (2, 4), "stem_blocks": (2,), "stem_width": 0.5},
 )
 INLINE = {

@@ -104,7 +104,8 @@ UNPATCHIFY_GRID = "grid = patches.reshape(B, H // P_h, W // P_w, P_h, P_w, -1)"
 DLOGITS = "return loss, (mass * (exp / total) - targets) / B"
 DROPOUT_BACKWARD = 'return self._apply(dy, ctx.saved(self).mask, "dx", ctx)'
 
-POOLED_TOKEN = "self.norm.forward(x[:, 0], ctx)"
+POOLED_TOKEN = 'x[:, 0] if self.pool == "token"'
+DMEAN_NORM = "self.norm.backward(dpooled, ctx)[:, None] / stop, 0"
 POOLED_MEAN = "self.norm.forward(x, ctx).mean(1)"
 SPLIT = "return self._by_head(qkv[..., :D]), self._by_head(qkv[..., D : 2 * D]), self._by_head(qkv[..., 2 * D :])"
 UNBIASED = "(rows_ @ mean_weights)[:, None]"
@@ -463,6 +464,12 @@ _GRADIENT: tuple[tuple, ...] = (
         "each token gets the whole gradient of the mean",
         (HEAD, "dx[:, :stop] = dpooled[:, None] / stop", "dx[:, :stop] = dpooled[:, None]"),
     ),
+    (
+        "head-mean-norm-without-n",
+        "classifier",
+        "each token gets the whole gradient of the mean before the norm",
+        (HEAD, DMEAN_NORM, "self.norm.backward(dpooled, ctx)[:, None], 0"),
+    ),
     # loss: 4
     ("loss-not-divided-by-batch", "loss", "the gradient is that of the sum", (LOSSES, DLOGITS, DLOGITS[:-4])),
     (
@@ -717,10 +724,17 @@ _FORWARD: tuple[tuple, ...] = (
         (HEAD, "return self.norm.backward(dx, ctx)", "return dx"),
     ),
     (
+        "head-norm-before-the-mean",
+        "head",
+        "the norm that comes after the mean comes before it",
+        (HEAD, 'if self.pool == "mean":', 'if self.pool != "token":'),
+        (HEAD, 'if self.pool == "mean-norm":', "if False:"),
+    ),
+    (
         "head-reads-the-last-token",
         "head",
         "the classifier reads the last patch instead of the class token",
-        (HEAD, POOLED_TOKEN, "self.norm.forward(x[:, -1], ctx)"),
+        (HEAD, POOLED_TOKEN, POOLED_TOKEN.replace("[:, 0]", "[:, -1]")),
         (HEAD, "dx[:, 0] = ", "dx[:, -1] = "),
     ),
     (

@@ -26,6 +26,7 @@ ASKED = {
     "google-mean": {},
     "timm": {"num_heads": 3, "grid": (2, 4)},
     "timm-mean": {"num_heads": 3, "grid": (2, 4)},
+    "timm-mean-norm": {"num_heads": 3, "grid": (2, 4)},  # after which comes the norm; with registers
     "timm-later": {"grid": (2, 4)},  # layer scale, registers, norms of q and k, which tell the number of heads
     "timm-later-mean": {"grid": (2, 4)},
     "huggingface": {},
@@ -41,6 +42,7 @@ HYBRIDS = {
     "google-hybrid": ({"grid": (6, 2), "image_size": (41, 30)}, 16),
 }
 ASKED |= {case: asked for case, (asked, _) in HYBRIDS.items()}
+MEANS = ("mean", "mean-norm")
 WHOLE = [case for case in ASKED if case not in HYBRIDS]
 
 
@@ -509,7 +511,9 @@ def test_what_the_config_of_timms_hub_says_is_taken(hub, tmp_path):
     arguments = {"img_size": [6, 8], "num_heads": 3, "act_layer": "gelu_tanh", "drop_path_rate": 0.1, "fc_norm": None}
     found = hub(told={}, global_pool="token", model_args=arguments).config
     assert (found.num_heads, found.grid, found.gelu, found.pool) == (3, (2, 4), "tanh", "token")
-    assert hub("timm-mean", global_pool="avg").config.pool == "mean"
+    for case in ("timm-mean", "timm-mean-norm"):
+        assert hub(case, global_pool="avg").config.pool == case.removeprefix("timm-")
+    assert hub("timm-mean-norm", global_pool="avg", model_args={"fc_norm": True}).config.pool == "mean-norm"
     later = hub("timm-later", told={"grid": (2, 4)}, model_args={"init_values": 0.1, "reg_tokens": 2, "qk_norm": True})
     assert later.config.layer_scale == 0.1
     assert read_scale(tmp_path) == (None, None)
@@ -526,8 +530,12 @@ def test_what_the_config_of_timms_hub_says_is_taken(hub, tmp_path):
             {"global_pool": "token", "model_args": {"global_pool": "max"}},
             "global_pool is 'max'; vitnp has token or avg",
         ),
-        ({"case": "timm-mean", "global_pool": "token"}, "pools its class token, and there is none"),
-        ({"model_args": {"fc_norm": True}}, "fc_norm is True; vitnp has False"),
+        ({"case": "timm-mean", "global_pool": "token"}, "that pools 'token', and the arrays are of one .* 'mean'"),
+        (
+            {"case": "timm-mean", "global_pool": "avg", "model_args": {"fc_norm": True}},
+            "that pools 'mean-norm', and the arrays are of one that pools 'mean'",
+        ),
+        ({"model_args": {"fc_norm": 1.5}}, r"fc_norm is 1\.5; vitnp has True or False"),
         ({"model_args": {"act_layer": "quick_gelu"}}, "act_layer is 'quick_gelu'; vitnp has gelu or gelu_tanh"),
         ({"model_args": {"rope": 1}}, "model_args has rope, of which vitnp knows nothing"),
         ({"model_args": {"num_heads": 2}}, "num_heads is said to be 3, but the file says 2"),
@@ -544,13 +552,31 @@ def test_a_config_that_may_be_of_another_file_is_left_alone(hub):
     assert same_parameters(hub(name="other.safetensors", global_pool="max"), load("timm"))
 
 
-@pytest.mark.parametrize(("case", "right", "wrong"), [("timm", "token", "mean"), ("timm-mean", "mean", "token")])
-def test_a_pool_that_is_said_must_be_that_of_the_arrays(case, right, wrong):
-    assert load(case, pool=right).config == load(case).config
-    with pytest.raises(vitnp.CheckpointError, match=r"a network that pools (the mean beside a|its) class token"):
-        load(case, pool=wrong)
-    with pytest.raises(ValueError, match="pool is 'max'; choose 'token' or 'mean'"):
-        load(case, pool="max")
+@pytest.mark.parametrize(("case", "right"), [(f"timm{pool and '-'}{pool}", pool or "token") for pool in ("", *MEANS)])
+@pytest.mark.parametrize("said", ["token", *MEANS])
+def test_a_pool_that_is_said_must_be_that_of_the_arrays(case, right, said):
+    if said == right:
+        assert load(case, pool=said).config == load(case).config
+        return
+    refused = (
+        "the mean beside a class token" if right == "token" else f"'{said}', and the arrays are of one .* '{right}'"
+    )
+    with pytest.raises(vitnp.CheckpointError, match=f"a network that pools {refused}"):
+        load(case, pool=said)
+
+
+def test_an_unknown_pool_is_refused():
+    with pytest.raises(ValueError, match="pool is 'max'; choose one of 'token', 'mean', 'mean-norm'"):
+        load("timm", pool="max")
+
+
+def test_a_norm_after_the_mean_beside_a_class_token_is_refused(timm):
+    def edit(arrays):
+        for name in ("weight", "bias"):
+            arrays[f"fc_norm.{name}"] = arrays.pop(f"norm.{name}")
+
+    with pytest.raises(vitnp.CheckpointError, match="a network that pools the mean beside a class token"):
+        timm(edit)
 
 
 @pytest.mark.parametrize("case", ["timm", "torchvision"])
@@ -657,7 +683,7 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(folder):
 def test_all_that_is_missing_extra_or_misshaped_is_listed(timm):
     def edit(arrays):
         del arrays["norm.bias"], arrays["blocks.0.attn.qkv.weight"]
-        arrays["fc_norm.weight"] = arrays["blocks.1.attn.norm.weight"] = np.ones(6)
+        arrays["last_norm.weight"] = arrays["blocks.1.attn.norm.weight"] = np.ones(6)
         arrays["blocks.1.mlp.fc1.weight"] = arrays["blocks.1.mlp.fc1.weight"].T
         arrays["head.bias"] = np.arange(5)
         arrays["cls_token"] = np.ones((1, 1, 8))
@@ -666,11 +692,10 @@ def test_all_that_is_missing_extra_or_misshaped_is_listed(timm):
     with pytest.raises(vitnp.CheckpointError) as caught:
         timm(edit)
     assert str(caught.value).split("layout timm has; ")[1] == (
-        "missing: blocks.0.attn.qkv.weight, norm.bias; not expected: blocks.1.attn.norm.weight, fc_norm.weight; "
+        "missing: blocks.0.attn.qkv.weight, norm.bias; not expected: blocks.1.attn.norm.weight, last_norm.weight; "
         "misshaped: cls_token is float64 (1, 1, 8), expected floats (1, 1, 6), "
         "head.bias is int64 (5,), expected floats (5,), "
-        "blocks.1.mlp.fc1.weight is float64 (6, 7), expected floats (7, 6); not finite: norm.weight; "
-        "vitnp has the final norm before the mean of the tokens, and timm's fc_norm is after it: fc_norm=False"
+        "blocks.1.mlp.fc1.weight is float64 (6, 7), expected floats (7, 6); not finite: norm.weight"
     )
 
 

@@ -256,6 +256,9 @@ def main():
     options = {"reg_tokens": 2, "init_values": 0.1, "qk_norm": True, "num_heads": 2}
     torch_case("timm-later", later, timm_model(**options), (6, 8), save_state)
     torch_case("timm-later-mean", later, timm_model(**options, **mean, no_embed_class=True), (6, 8), save_state)
+    pooled = np.random.default_rng(2403_19588)
+    last = {"class_token": False, "global_pool": "avg"}  # its final norm is then the last
+    torch_case("timm-mean-norm", pooled, timm_model(**last, reg_tokens=2, no_embed_class=True), (6, 8), save_state)
     torch_case("huggingface", rng, transformers_model(), (6, 8), save_transformers)
     tanh = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-5}
     torch_case("huggingface-tanh", rng, transformers_model(**tanh), (6, 8), save_transformers)

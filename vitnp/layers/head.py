@@ -1,12 +1,14 @@
 """Classifier head: final norm, one vector from all tokens, logits (Dosovitskiy et al., equation 4, section 3.1, D.3).
 
-Forward     1  pooled = norm(x)[:, 0]          pool="token": the class token
-                      = mean over n of norm(x) pool="mean", without the registers, which come last
+Forward     1  pooled = norm(x)[:, 0]            pool="token": the class token
+                      = mean over n of norm(x)   pool="mean", without the registers, which come last
+                      = norm(mean over n of x)   pool="mean-norm", without them, too
             2  r      = tanh(pooled W_r + b_r) only with representation_size, as in pre-training
             3  y      = r W + b
 
 Backward    1  the class token alone reached the output, so dnorm[:, 0] = dpooled and every other token has 0;
-               in a mean each of N tokens had the share 1/N, so each has dnorm = dpooled / N; registers have 0
+               in a mean each of N tokens had the share 1/N, so each has 1/N of the mean's gradient: that is dpooled,
+               or dnorm where the norm comes after the mean; registers have 0
             2, 3  `Tanh` and `Linear`
 
 Shapes      x, dx (B, N, D)    pooled (B, D)    r (B, R)    y (B, classes)
@@ -45,8 +47,8 @@ class ClassifierHead(Layer):
         dtype: DTypeLike = "float32",
     ) -> None:
         super().__init__()
-        if pool not in ("token", "mean"):
-            raise ValueError(f'pool is {pool!r}; choose "token" or "mean"')
+        if pool not in ("token", "mean", "mean-norm"):
+            raise ValueError(f'pool is {pool!r}; choose "token", "mean" or "mean-norm"')
         self.pool, self.registers = pool, registers
         self.norm = LayerNorm(dim, eps=layer_norm_eps, rng=None, dtype=dtype)
         self.pre_logits: Linear | None = None
@@ -57,11 +59,13 @@ class ClassifierHead(Layer):
         self.built(rng)
 
     def pooled(self, x: Array, ctx: Context) -> Array:
-        """x (B, N, D) -> (B, D): the class token, or the mean of all tokens, after the norm."""
+        """x (B, N, D) -> (B, D): the class token, or the mean of all tokens, normalised."""
         ctx.save(self, tokens=x)
         x = x[:, : x.shape[1] - self.registers]
+        if self.pool == "mean":
+            return self.norm.forward(x, ctx).mean(1)
         # The norm treats each token alone, so the class token needs no other's.
-        return self.norm.forward(x[:, 0], ctx) if self.pool == "token" else self.norm.forward(x, ctx).mean(1)
+        return self.norm.forward(x[:, 0] if self.pool == "token" else x.mean(1), ctx)
 
     def forward(self, x: Array, ctx: Context) -> Array:
         """x (B, N, D) -> logits (B, classes)."""
@@ -82,6 +86,9 @@ class ClassifierHead(Layer):
             dx[:, 0] = self.norm.backward(dpooled, ctx)
             return dx
         stop = tokens.shape[1] - self.registers
+        if self.pool == "mean-norm":
+            dx[:, :stop], dx[:, stop:] = self.norm.backward(dpooled, ctx)[:, None] / stop, 0
+            return dx
         dx[:, :stop] = dpooled[:, None] / stop
         if not self.registers:
             return self.norm.backward(dx, ctx)

@@ -69,7 +69,7 @@ TIMM_TOLD = {
 TIMM_ALONE = {
     "act_layer": ("gelu", "gelu_tanh"),
     "norm_layer": ("layernorm",),
-    "fc_norm": (False,),
+    "fc_norm": (True, False),
     "pre_norm": (False,),
     "final_norm": (True,),
     "qkv_bias": (True,),
@@ -113,7 +113,9 @@ def read_source(path: Path) -> Source:
             source = _read_npz(path) if _is_zip(file) else _read_safetensors(file)
         if source.layout == "huggingface":
             return source._replace(described=source.described | _read_config(file))
-        return source._replace(described=source.described or _read_timm(file)) if source.layout == "timm" else source
+        if source.layout == "timm" and not source.described:
+            return source._replace(described=_read_timm(file, "fc_norm.weight" in source.tensors))
+        return source
     except CheckpointError:
         raise
     except OSError as error:
@@ -158,8 +160,11 @@ def _read_timm_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_timm(file: Path) -> dict[str, Any]:
-    """Return what the config.json says that timm's hub has beside its files, of which no other name can be."""
+def _read_timm(file: Path, fc_norm: bool) -> dict[str, Any]:
+    """Return what the config.json says that timm's hub has beside its files, of which no other name can be.
+
+    What it leaves out is the model's own, as whether the norm comes after a mean, which the arrays tell: `fc_norm`.
+    """
     path = file.with_name("config.json")
     config = _read_timm_config(path) if file.name in (MODEL, INDEX) else {}
     arguments = {name: value for name, value in (config.get("model_args") or {}).items() if value is not None}
@@ -174,7 +179,8 @@ def _read_timm(file: Path) -> dict[str, Any]:
         if value not in choices:
             raise CheckpointError(f"{path}: {name} is {value!r}; vitnp has {' or '.join(map(str, choices))}")
     if "global_pool" in alone:
-        described["pool"] = "token" if alone["global_pool"][0] == "token" else "mean"
+        mean = "mean-norm" if arguments.get("fc_norm", fc_norm) else "mean"
+        described["pool"] = "token" if alone["global_pool"][0] == "token" else mean
     if "act_layer" in arguments:
         described["gelu"] = "tanh" if arguments["act_layer"] == "gelu_tanh" else "erf"
     if config.get("num_classes"):

@@ -157,6 +157,7 @@ class Layout:
         gelu, layer_norm_eps: what the layout's own programs compute with where its files say nothing.
         mean, representation: whether a network without class token, and one with a pre-training head, has a place in
             the programs that read it.
+        mean_norm: what precedes the names of the final norm where it comes after the mean, if the layout has that.
         stem: how a hybrid's ResNet is called, where the layout has any.
     """
 
@@ -168,14 +169,17 @@ class Layout:
     layer_norm_eps: float
     mean: bool
     representation: bool
+    mean_norm: str | None = None
     stem: StemLayout | None = None
     unused: tuple[str, ...] = ()
 
-    def rows(self, depth: int, stem: Stem | None = None) -> Iterator[Row]:
+    def rows(self, depth: int, stem: Stem | None = None, mean_norm: bool = False) -> Iterator[Row]:
         """Yield a row for every array that a network of `depth` blocks may have, behind a stem or none."""
         if stem is not None and self.stem is not None:
             yield from self.stem.rows(stem)
         for name, (own_name, shape) in self.outer.items():
+            if mean_norm and own_name.startswith("norm."):
+                name = f"{self.mean_norm}{name.rsplit('.', 1)[1]}"
             yield Row(name, shape, own_name, OWN[own_name])
         for i in range(depth):
             for name, (own_name, shape) in self.inner.items():
@@ -283,6 +287,7 @@ TIMM = Layout(
     layer_norm_eps=1e-6,
     mean=True,
     representation=True,
+    mean_norm="fc_norm.",
     stem=StemLayout(
         root="patch_embed.backbone.stem.",
         unit="patch_embed.backbone.stages.{s}.blocks.{u}.",

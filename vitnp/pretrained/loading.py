@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from vitnp.checkpoint import CheckpointError, Tensors
-from vitnp.config import ConfigError, ViTConfig, pair
+from vitnp.config import POOLS, ConfigError, ViTConfig, pair
 from vitnp.pretrained.files import Source, read_source
 from vitnp.pretrained.layouts import LAYOUTS, Layout, Row, Sizes, Stem, axes, places, turn
 from vitnp.pretrained.positions import RULES, check_rule, resize_grid
@@ -46,9 +46,10 @@ def load_pretrained(
         num_heads: timm's and torchvision's files do not say it.
         grid: rows and columns of patches, where they are not a square, or registers make two squares possible; a
             folder of transformers tells, and one of timm's hub may.
-        pool: what goes to the classifier, "token" or "mean": the class token where there is one, and the mean where
-            there is none. No array tells a class token beside a mean, which vitnp has not: saying "mean" of such a file
-            refuses it, as does the config.json that timm's hub has beside a model.safetensors.
+        pool: what goes to the classifier, "token", "mean" or "mean-norm": the class token where there is one, and the
+            mean where there is none, which timm's fc_norm comes after. No array tells a class token beside a mean,
+            which vitnp has not: saying "mean" of such a file refuses it, as does the config.json that timm's hub has
+            beside a model.safetensors.
         gelu, layer_norm_eps: where they are others than the layout's own programs take: "tanh" and 1e-6 for the
             original, "erf" and 1e-6 for timm and torchvision; a folder of transformers tells.
 
@@ -77,8 +78,8 @@ def load_pretrained(
     path = Path(path)
     if resize is not None:
         check_rule(resize)
-    if pool not in (None, "token", "mean"):
-        raise ValueError(f"pool is {pool!r}; choose 'token' or 'mean'")
+    if pool not in (None, *POOLS):
+        raise ValueError(f"pool is {pool!r}; choose one of {', '.join(map(repr, POOLS))}")
     source = read_source(path)
     given = {"num_heads": num_heads, "grid": grid, "pool": pool, "gelu": gelu, "layer_norm_eps": layer_norm_eps}
     network = _examine(path, source, {name: value for name, value in given.items() if value is not None})
@@ -128,7 +129,7 @@ def _examine(path: Path, source: Source, given: dict[str, Any]) -> Network:
     }
     if any(problems.values()):
         listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
-        raise CheckpointError(f"{path}: not what the layout {source.layout} has; {listed}{_why_not(tensors)}")
+        raise CheckpointError(f"{path}: not what the layout {source.layout} has; {listed}")
     if sizes["H"] * sizes["K"] != sizes["D"]:
         raise CheckpointError(
             f"{path}: {sizes['H']} heads of {sizes['K']} columns in a width of {sizes['D']}; expected heads that "
@@ -144,13 +145,6 @@ def _examine(path: Path, source: Source, given: dict[str, Any]) -> Network:
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
     return Network(config, sizes, rows, tensors)
-
-
-def _why_not(tensors: Tensors) -> str:
-    """Say of a known kind of network that vitnp does not have it, and what would do."""
-    if "fc_norm.weight" in tensors:
-        return "; vitnp has the final norm before the mean of the tokens, and timm's fc_norm is after it: fc_norm=False"
-    return ""
 
 
 def _rename(path: Path, layout: Layout, tensors: Tensors) -> Tensors:
@@ -188,6 +182,11 @@ def _one_by_one(tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
             yield name, tensor
 
 
+def _norm_is_last(layout: Layout, names: Iterable[str]) -> bool:
+    """Return whether the final norm comes after the mean, by the names of arrays."""
+    return layout.mean_norm is not None and any(name.startswith(layout.mean_norm) for name in names)
+
+
 def _find_stem(layout: Layout, tensors: Tensors) -> Stem | None:
     """Return the ResNet that the names and the root's convolution tell, None where there is no sign of one."""
     names = layout.stem
@@ -217,7 +216,7 @@ def _expected_rows(layout: Layout, tensors: Tensors, stem: Stem | None) -> list[
     numbers = [int(match[1]) for name in tensors if (match := re.match(block, name))]
     # a number that is too large for so few arrays is an entry that is not expected, not a depth
     depth = max((i for i in numbers if i < len(tensors)), default=0) + 1
-    rows = list(layout.rows(depth, stem))
+    rows = list(layout.rows(depth, stem, _norm_is_last(layout, tensors)))
     found = [row.own_name for row in rows if row.name in tensors]
     optional = ["pre_logits.", "head.", "reg_token", r"blocks\.\d+\.attn\.[qk]_norm", r"blocks\.\d+\.ls[12]"]
     for part in ["cls_token"] * layout.mean + optional:
@@ -259,21 +258,24 @@ def _configure(
     path: Path, layout: Layout, sizes: Sizes, rows: list[Row], stem: Stem | None, told: dict[str, Any]
 ) -> ViTConfig:
     """Return the configuration that the shapes, and what the file or the caller told, make together."""
-    own_names = {row.own_name for row in rows}
+    own_names, norm_is_last = {row.own_name for row in rows}, _norm_is_last(layout, {row.name for row in rows})
     found: dict[str, Any] = {name: sizes[letter] for name, letter in LETTERS.items() if letter in sizes}
     found |= {
         "patch_size": (sizes["P"], sizes["Q"]),
         "depth": sum(name.startswith("blocks.") and name.endswith(".norm1.gamma") for name in own_names),
-        "pool": "token" if "cls_token" in own_names else "mean",
+        "pool": "token" if "cls_token" in own_names else "mean-norm" if norm_is_last else "mean",
         "representation_size": sizes["R"] if "pre_logits.weight" in own_names else None,
         "registers": sizes["G"] if "reg_token" in own_names else 0,
         "qk_norm": "blocks.0.attn.q_norm.gamma" in own_names,
     }
-    if told.get("pool", found["pool"]) != found["pool"]:
+    asked = told.get("pool", found["pool"])
+    if found["pool"] == "token" and (asked != "token" or norm_is_last):
         raise CheckpointError(
             f"{path}: a network that pools the mean beside a class token, and vitnp's have one or the other"
-            if found["pool"] == "token"
-            else f"{path}: a network that pools its class token, and there is none in the file: is it the mean?"
+        )
+    if asked != found["pool"]:
+        raise CheckpointError(
+            f"{path}: a network that pools {asked!r}, and the arrays are of one that pools {found['pool']!r}"
         )
     if stem is not None:
         found |= {"channels": stem.channels, "stem_blocks": stem.blocks, "stem_width": stem.width / 64}

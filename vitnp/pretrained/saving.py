@@ -54,8 +54,10 @@ def save_pretrained(model: VisionTransformer, path: str | os.PathLike[str], layo
 def _arrays(model: VisionTransformer, name: str) -> Tensors:
     """Return the model's parameters by the layout's names, in its shapes."""
     layout, config = LAYOUTS[name], model.config
-    if config.pool == "mean" and not layout.mean:
+    if config.pool != "token" and not layout.mean:
         raise ValueError(f'the layout {name} has no network without class token: use "google" or "timm"')
+    if config.pool == "mean-norm" and layout.mean_norm is None:
+        raise ValueError(f'the layout {name} has its final norm before the mean: use "timm"')
     if config.representation_size is not None and not layout.representation:
         raise ValueError(f"the layout {name} has no classifier after a pre-training head: use another")
     if config.stem_blocks is not None and layout.stem is None:
@@ -68,7 +70,7 @@ def _arrays(model: VisionTransformer, name: str) -> Tensors:
     stem = None
     if config.stem_blocks is not None:
         stem = Stem(config.stem_blocks, config.channels, round(64 * config.stem_width))
-    rows = list(layout.rows(config.depth, stem))
+    rows = list(layout.rows(config.depth, stem, config.pool == "mean-norm"))
     known = {row.own_name.replace("attn.q.", "attn.qkv.") for row in rows}
     if unknown := [parameter for parameter in model.parameters() if parameter not in known]:
         raise ValueError(f"the layout {name} has no place for {', '.join(unknown)}: save_checkpoint keeps any")
