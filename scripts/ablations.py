@@ -31,7 +31,7 @@ from vitnp import train
 from vitnp.console import report_errors
 from vitnp.cores import usable_cores
 from vitnp.data import load_cifar10, load_digits, load_mnist
-from vitnp.durable import hold_lock, write_atomically
+from vitnp.durable import Lock, write_atomically
 from vitnp.options import training_parser
 from vitnp.resuming import CHECKPOINT, PLACES, load_run
 
@@ -313,7 +313,7 @@ def run(args):
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out is {out}, which is a file; it must be a folder, or one that can be made")
     out.mkdir(parents=True, exist_ok=True)
-    with hold_lock(out / ".lock", f"runs ablations in {out}"):
+    with Lock(out / ".lock", f"runs ablations in {out}"):
         settings = check_recipe(out, recipe, args)
         train_set, test_set = BENCHES[args.dataset].load(args)
         write_sealed(out / "recipe.json", settings)

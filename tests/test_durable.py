@@ -9,11 +9,11 @@ import sys
 import pytest
 
 from vitnp import durable
-from vitnp.durable import LockedError, hold_lock, remove_orphans, try_lock, write_atomically
+from vitnp.durable import Lock, LockedError, remove_orphans, try_lock, write_atomically
 
 HOLD = """
 import sys, time, pathlib, vitnp.durable
-with vitnp.durable.hold_lock(pathlib.Path(sys.argv[1]), ""):
+with vitnp.durable.Lock(pathlib.Path(sys.argv[1]), ""):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -201,11 +201,11 @@ def test_a_lock_is_refused_with_its_holder_and_dies_with_it(tmp_path, number):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     refused = pytest.raises(LockedError, match=rf"another process \({holder.pid}\) trains here")
-    with refused, hold_lock(lock, "trains here"):
+    with refused, Lock(lock, "trains here"):
         pass
     holder.send_signal(number)
     holder.communicate()
-    with hold_lock(lock, "trains here"):
+    with Lock(lock, "trains here"):
         assert lock.read_text() == str(os.getpid())
     assert not lock.exists()
 
@@ -216,7 +216,7 @@ def test_a_folder_where_no_lock_can_be_is_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr("builtins.open", refuse)
     refused = pytest.raises(OSError, match=r"\.lock: no lock can be held there \(Permission denied\): make its folder")
-    with refused, hold_lock(tmp_path / ".lock", "trains"):
+    with refused, Lock(tmp_path / ".lock", "trains"):
         pass
 
 
@@ -228,7 +228,7 @@ def test_a_lock_that_finds_no_room_is_told_with_its_path(tmp_path, monkeypatch):
     refused = pytest.raises(
         OSError, match=r"\.lock: no lock can be written there \(No space left on device\): make room"
     )
-    with refused, hold_lock(tmp_path / ".lock", "trains"):
+    with refused, Lock(tmp_path / ".lock", "trains"):
         pass
     assert os.listdir(tmp_path) == []
 
@@ -254,7 +254,7 @@ def test_a_lock_that_its_last_holder_removed_is_taken_again(tmp_path, monkeypatc
         return tried(file)
 
     monkeypatch.setattr(durable, "try_lock", remove_first)
-    with hold_lock(lock, ""):
+    with Lock(lock, ""):
         assert lock.exists()
     assert len(calls) == 2
 
@@ -266,7 +266,7 @@ def test_where_no_locks_are_known_work_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(durable, "try_lock", unknown)
     orphan = tmp_path / ".file.abc.tmp"
     orphan.touch()
-    with hold_lock(tmp_path / "lock", ""):
+    with Lock(tmp_path / "lock", ""):
         write_atomically(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"new"
     assert orphan.exists()  # it may be another's
@@ -276,7 +276,7 @@ def test_where_no_locks_are_known_work_goes_on(tmp_path, monkeypatch):
 def test_a_lock_that_is_a_link_is_refused_and_what_it_leads_to_stays(tmp_path):
     (tmp_path / "precious").write_bytes(b"years of work")
     (tmp_path / ".lock").symlink_to("precious")
-    with pytest.raises(OSError, match=r"\.lock: is no plain file"), hold_lock(tmp_path / ".lock", "trains"):
+    with pytest.raises(OSError, match=r"\.lock: is no plain file"), Lock(tmp_path / ".lock", "trains"):
         pass
     assert (tmp_path / "precious").read_bytes() == b"years of work"
 
@@ -286,7 +286,7 @@ def test_a_lock_that_becomes_a_link_just_then_is_refused_too(tmp_path, monkeypat
     (tmp_path / "precious").write_bytes(b"years of work")
     (tmp_path / ".lock").symlink_to("precious")
     monkeypatch.setattr(type(tmp_path), "is_symlink", lambda path: False)
-    with pytest.raises(OSError, match=r"\.lock"), hold_lock(tmp_path / ".lock", "trains"):
+    with pytest.raises(OSError, match=r"\.lock"), Lock(tmp_path / ".lock", "trains"):
         pass
     assert (tmp_path / "precious").read_bytes() == b"years of work"
 
@@ -295,6 +295,6 @@ def test_a_lock_that_becomes_a_link_just_then_is_refused_too(tmp_path, monkeypat
 def test_what_is_no_file_under_the_name_of_a_lock_is_told_and_left_alone(tmp_path, make):
     make(tmp_path / ".lock")
     refused = pytest.raises(OSError, match=r"\.lock: is no plain file; expected a lock, or nothing: remove it")
-    with refused, hold_lock(tmp_path / ".lock", "trains"):
+    with refused, Lock(tmp_path / ".lock", "trains"):
         pass
     assert (tmp_path / ".lock").exists()

@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import threading
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -47,6 +47,7 @@ RUN = {
 PER_EPOCH, LAST = 4, 12  # steps
 DRAW_CURVES = train._draw_curves  # the real one, which the tests here do without
 NAMES = ("plain", "striped", "dotted")
+SAVED = ("checkpoint.safetensors", "checkpoint.previous.safetensors", "best.safetensors", "backbone.safetensors")
 
 
 def dataset(n, seed):
@@ -271,7 +272,7 @@ def test_a_damaged_checkpoint_without_a_predecessor_promises_none(tmp_path):
 
 def test_orphans_of_a_killed_run_are_removed_when_it_goes_on(tmp_path):
     make(tmp_path)
-    orphans = [tmp_path / f".{name}.abc.tmp" for name in train.SAVED]
+    orphans = [tmp_path / f".{name}.abc.tmp" for name in SAVED]
     for orphan in orphans:
         orphan.touch()
     resumed(tmp_path / train.CHECKPOINT)
@@ -509,11 +510,19 @@ def test_a_best_model_that_found_no_room_is_written_as_soon_as_there_is_some(tmp
 
 def test_while_the_best_model_finds_no_room_a_checkpoint_says_which_one_is_on_the_disk(tmp_path, monkeypatch, disk):
     trainer = make(tmp_path)
-    best_at(trainer, monkeypatch, disk, [0.2, 0.9, 0.5, 0.5], full_at=[2, 3, 4])
-    with pytest.raises(OSError, match=r"best.safetensors: could not be written \(No space left on device\): make room"):
-        trainer.run(0.0)
+    last = rf"step {LAST} could not be saved \(best.safetensors could not be written: .*that of step {PER_EPOCH} is the"
+    with monkeypatch.context() as meanwhile:
+        flats = best_at(trainer, meanwhile, disk, [0.2, 0.9, 0.5, 0.5], full_at=[2, 3, 4])
+        with pytest.raises(OSError, match=last):
+            trainer.run(0.0)
     for name in (train.CHECKPOINT, train.BEST):
         assert vitnp.load_checkpoint(tmp_path / name).progress["best"] == {"epoch": 1, "accuracy": 0.2}
+    assert vitnp.load_checkpoint(tmp_path / train.CHECKPOINT).optimizer.steps == PER_EPOCH
+    best_at(again := resumed(tmp_path / train.CHECKPOINT), monkeypatch, disk, [0.9, 0.5, 0.5], full_at=[])
+    assert again.run(0.0) == 0
+    best = vitnp.load_checkpoint(tmp_path / train.BEST)
+    assert best.progress["best"] == {"epoch": 2, "accuracy": 0.9}
+    np.testing.assert_array_equal(best.model.flat, flats[1])
 
 
 def test_a_worse_model_takes_no_place_of_one_that_waits_for_room(tmp_path, monkeypatch, disk):
@@ -602,9 +611,8 @@ def test_a_disk_that_is_full_for_a_while_leaves_old_files_and_the_training_alive
     assert seen == [0, 1, 2, 2, 2, 2, 2, 2, 2, 9, 10, 11]
     said = capsys.readouterr().err
     assert "step 3 could not be saved (No space left on device), that of step 2 is the last: make room" in said
-    # six steps, two of them the last of their epochs, so that the last six writes miss the best model, too
-    assert said.count("training goes on") == 8 + 6
-    assert "best.safetensors: could not be written (No space left on device): make room; training goes on" in said
+    assert said.count("training goes on") == 8  # six steps, two of them the last of their epochs
+    assert "(best.safetensors could not be written: No space left on device), that of step 2 is the last" in said
     assert_same_run(tmp_path / "run", whole)
 
 
@@ -1103,8 +1111,49 @@ def test_nobody_else_trains_in_the_folder_of_a_run(monkeypatch, tmp_path, what):
     assert len(refused) == 1
 
 
+def test_a_folder_that_is_made_again_is_held_again(monkeypatch, tmp_path):
+    """A folder takes its lock along when it is moved, and the run goes on where it was."""
+    monkeypatch.setattr(sys, "argv", ["train_toy.py"])
+    one_step, refused, folder = train.Trainer._one_step, [], tmp_path / "run"
+
+    def step(trainer, images, labels):
+        if trainer.optimizer.steps == 2:
+            folder.rename(tmp_path / "moved")
+        elif trainer.optimizer.steps == 4:
+            with pytest.raises(LockedError) as caught, train._lock(folder):
+                pass
+            refused.append(str(caught.value))
+        one_step(trainer, images, labels)
+
+    monkeypatch.setattr(train.Trainer, "_one_step", step)
+    assert run_main(monkeypatch, ["--out", str(folder), "--save-every", "0"], load_toy) == 0
+    assert refused == [f"another process ({os.getpid()}) trains in {folder}: wait until it ends, or stop it"]
+    assert vitnp.load_checkpoint(folder / train.CHECKPOINT).optimizer.steps == LAST
+    assert not (folder / ".lock").exists()
+
+
+def test_a_run_does_not_write_where_another_has_taken_its_place(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_toy.py"])
+    one_step, folder, locks = train.Trainer._one_step, tmp_path / "run", ExitStack()
+
+    def step(trainer, images, labels):
+        if trainer.optimizer.steps == 2:
+            folder.rename(tmp_path / "moved")
+            folder.mkdir()
+            locks.enter_context(train._lock(folder))
+        one_step(trainer, images, labels)
+
+    monkeypatch.setattr(train.Trainer, "_one_step", step)
+    with locks:
+        assert run_main(monkeypatch, ["--out", str(folder), "--save-every", "0"], load_toy) == 1
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+    said = capsys.readouterr().err
+    assert f"could not be saved ({folder}: another process ({os.getpid()}) trains in" in said
+    assert "that of step 2 is the last" in said
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a permission there")
-@pytest.mark.parametrize("name", train.SAVED)
+@pytest.mark.parametrize("name", SAVED)
 def test_two_folders_that_share_a_file_by_a_link_are_not_trained_in_at_once(monkeypatch, tmp_path, capsys, name):
     monkeypatch.setattr(sys, "argv", ["train_toy.py"])
     for folder in ("one", "two"):

@@ -14,10 +14,9 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 
 class LockedError(ValueError):
@@ -118,25 +117,47 @@ def _umask() -> int:
     return mask
 
 
-@contextmanager
-def hold_lock(path: Path, doing: str) -> Iterator[None]:
-    """Hold the lock that is the file `path`, and remove it at the end.
+class Lock:
+    """The lock that is the file `path`, which one process alone holds: while it is entered, and then it is removed.
 
-    Raises LockedError where another process holds it, and `doing` says what that does, as "trains in runs/mnist";
-    OSError where something else has its name, or the disk is full.
+    Entering raises LockedError where another process holds it, and `doing` says what that does, as "trains in
+    runs/mnist"; OSError where something else has its name, or the disk is full.
     """
-    file = _open_locked(path, doing)
-    try:
+
+    def __init__(self, path: Path, doing: str) -> None:
+        self.path, self.doing = path, doing
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.renew()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            with suppress(OSError):
+                if self.held:  # else the one that is there is another's
+                    _remove_locked(self._file, self.path)
+            self._file.close()
+            self._file = None
+
+    @property
+    def held(self) -> bool:
+        """Whether the file is still there, and ours: it goes with its folder."""
+        return self._file is not None and is_same(self._file, self.path)
+
+    def renew(self) -> None:
+        """Hold it again where it has gone; raise as entering does."""
+        if self.held:
+            return
+        self.__exit__()
+        self._file = _open_locked(self.path, self.doing)
         try:
-            file.truncate(0)
-            os.write(file.fileno(), str(os.getpid()).encode())  # at once: what waited would fail again when it closes
+            self._file.truncate(0)
+            # at once: what waited would fail again when it closes
+            os.write(self._file.fileno(), str(os.getpid()).encode())
         except OSError as error:
-            raise OSError(f"{path}: no lock can be written there ({error.strerror}): make room") from error
-        yield
-    finally:
-        with suppress(OSError):
-            _remove_locked(file, path)
-        file.close()
+            self.__exit__()
+            raise OSError(f"{self.path}: no lock can be written there ({error.strerror}): make room") from error
 
 
 def _open_locked(path: Path, doing: str) -> IO[bytes]:

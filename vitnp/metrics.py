@@ -9,23 +9,27 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from vitnp.durable import Lock
+
 
 class Metrics:
     """Lines that a run adds to one file.
 
     What the disk does not take waits in memory and is written with the next line, in order. A checkpoint notes what the
-    file holds, its `state`; whoever goes on from it drops the lines that came later, and believes no others.
+    file holds, its `state`; whoever goes on from it drops the lines that came later, and believes no others. Lines wait
+    as well while the folder's `lock` is not held, for another process may write there: `flush` is for who holds it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.lines, self._digest = path, 0, hashlib.sha256()
+    def __init__(self, path: Path, lock: Lock | None = None) -> None:
+        self.path, self.lock, self.lines, self._digest = path, lock, 0, hashlib.sha256()
         self._waiting, self._taken, self._begun = b"", 0, False  # whole lines; how many of their bytes are written
 
     def add(self, **values: float) -> None:
         """Add a line, now or as soon as there is room for it."""
         self._append(json.dumps(values).encode() + b"\n")
         with suppress(OSError):  # whoever saves a checkpoint will hear of it, for it calls flush
-            self._write()
+            if self.lock is None or self.lock.held:
+                self._write()
 
     def flush(self) -> None:
         """Return when all lines are on the disk; OSError where they do not get there."""

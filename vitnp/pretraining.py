@@ -74,15 +74,9 @@ class MaskedTrainer(Trainer):
 
     stale = True  # backbone.safetensors, which is not known to be of the last step that is saved
 
-    def save(self) -> None:
-        """Write backbone.safetensors, and then checkpoint.safetensors; OSError where either cannot be written.
-
-        In this order: a run that is killed between them goes on from the older checkpoint, and writes both again.
-        """
-        try:
-            self._write_backbone()
-        finally:
-            super().save()
+    def _write_models(self) -> None:
+        super()._write_models()
+        self._write_backbone()
 
     def _save_the_rest(self) -> None:
         """The backbone, too: a run that resumes at its end does not know what is there."""
@@ -96,9 +90,7 @@ class MaskedTrainer(Trainer):
         try:
             save_checkpoint(self.folder / BACKBONE, backbone, progress=self._progress())
         except OSError as error:
-            raise OSError(
-                f"{self.folder / BACKBONE}: could not be written ({error.strerror or error}): make room"
-            ) from error
+            raise OSError(f"{BACKBONE} could not be written: {error.strerror or error}") from error
         self.stale = False
 
     def _print_head(self) -> None:

@@ -37,7 +37,7 @@ import numpy as np
 from vitnp.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from vitnp.console import report_errors, say, warn
 from vitnp.data import Batches, Dataset, channel_statistics, fit_images, normalize, prepared_ahead
-from vitnp.durable import hold_lock, remove_orphans, write_atomically
+from vitnp.durable import Lock, LockedError, remove_orphans, write_atomically
 from vitnp.environment import changes, environment
 from vitnp.few_shot import few_shot_indices, linear_probe
 from vitnp.inference import evaluate, features
@@ -109,7 +109,7 @@ def _begin(args: argparse.Namespace, load_data: Loader, make_model: ModelMaker, 
     with stop.later():
         folder = _claim_folder(args.out)
         try:
-            with _lock(folder):
+            with _lock(folder) as trainer.lock:
                 trainer.begin(folder)
                 return trainer.run(started, stop)
         finally:
@@ -125,30 +125,31 @@ def _resume(
     started = time.perf_counter()
     if args.resume.is_dir():
         raise ValueError(f"--resume is {args.resume}, a folder; expected a checkpoint, as {args.resume / CHECKPOINT}")
-    with _lock(args.resume.parent):
+    with _lock(args.resume.parent) as lock:
         checkpoint = load_run(args.resume, args.device)
         take_settings(args, parser.given, checkpoint)
         check_ranges(args)
         learned = checkpoint.model, cast(Optimizer, checkpoint.optimizer)
         trainer = kind(*learned, *load_data(args), args, checkpoint.average)
+        trainer.lock = lock
         with stop.later():
             trainer.restore(args.resume, checkpoint)
             return trainer.run(started, stop)
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> Iterator[Lock]:
     """Hold the lock of a run's folder, and of any other that links in it lead to: a file there may be another run's.
 
     Where there is no such folder, whatever is to be read there will say so.
     """
-    real = {os.path.dirname(os.path.realpath(folder / name)) for name in SAVED}
-    places = {path: Path(path) for path in sorted(real)} | {os.path.realpath(folder): folder}
+    real = {os.path.dirname(os.path.realpath(folder / name)) for name in SAVED} - {os.path.realpath(folder)}
+    own, *others = (Lock(place / ".lock", f"trains in {place}") for place in (folder, *map(Path, sorted(real))))
     with ExitStack() as locks:
-        for place in places.values():
-            if place.is_dir():
-                locks.enter_context(hold_lock(place / ".lock", f"trains in {place}"))
-        yield
+        for lock in (own, *others):
+            if lock.path.parent.is_dir():
+                locks.enter_context(lock)
+        yield own
 
 
 def _random_model(args: argparse.Namespace, image_fields: ImageFields) -> VisionTransformer:
@@ -186,6 +187,7 @@ class Trainer:
     """One training run: a model, its data, and the `folder` that it writes to, which `begin` or `restore` tells it."""
 
     folder: Path
+    lock: Lock | None = None  # of the folder, where it is held
     metrics: Metrics
     targets: Callable[[np.ndarray], np.ndarray] | None = None  # of a batch's images, instead of their labels
 
@@ -263,6 +265,7 @@ class Trainer:
         """Write what is left to write at the end; what hinders it is returned, for the result is to be told anyway."""
         try:
             self._save_the_rest()
+            self._hold_folder()
             self.metrics.add(step=self.optimizer.steps, **test)
             self.metrics.flush()
             (self.folder / FAILED).unlink(missing_ok=True)  # of a step that has been taken since
@@ -279,11 +282,8 @@ class Trainer:
 
     def _save_the_rest(self) -> None:
         """Save what there was no room for; OSError where there still is none."""
-        try:
-            self._write_best()
-        finally:
-            if self.unsaved:
-                self.save()
+        if self.unsaved or self.better is not None:
+            self.save()
 
     def _epoch(self, stop: Stop) -> None:
         """Take the steps that are left of the current epoch, then validate; a stop leaves it after a step."""
@@ -342,6 +342,7 @@ class Trainer:
         indices = self.fit_indices[self.batches.indices(epoch, batch)].tolist()
         note = {"step": number, "epoch": epoch + 1, "error": str(error), "first": first, "training_images": indices}
         with suppress(OSError, ValueError):  # no room; or parameters that are not finite, which are not to be kept
+            self._hold_folder()
             write_atomically(self.folder / FAILED, json.dumps(note).encode())
             self.save()
         named = f"; the first that is not finite is {first}" if first and first not in str(error) else ""
@@ -447,7 +448,8 @@ class Trainer:
         """
         path = self.folder / CHECKPOINT
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._hold_folder()
+            self._write_models()
             self.metrics.flush()  # first: a checkpoint must not know more than the metrics do
             state = self.model, self.optimizer, self._progress(), self.folder / PREVIOUS, self.average
             save_checkpoint(path, *state)
@@ -459,15 +461,23 @@ class Trainer:
             ) from error
         self.saved_steps, self.unsaved = self.optimizer.steps, False
 
+    def _hold_folder(self) -> None:
+        """Make the folder again if it has gone, and hold it; OSError where another process does."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            if self.lock is not None:
+                self.lock.renew()
+        except LockedError as error:
+            raise OSError(f"{self.folder}: {error}") from error
+
     def _try_to_save(self) -> None:
         """Save; a disk that is full, or gone, does not end the run, which saves again later."""
-        for save in (self._write_best, self.save):  # in this order: a checkpoint must not know of a better one
-            try:
-                save()
-            except OSError as error:
-                warn(f"warning: {error}; training goes on")
-            except ValueError as error:  # on a GPU, where no step has shown that its update was not finite
-                self._fail(self.optimizer.steps, error, bad_parameter(self.model))
+        try:
+            self.save()
+        except OSError as error:
+            warn(f"warning: {error}; training goes on")
+        except ValueError as error:  # on a GPU, where no step has shown that its update was not finite
+            self._fail(self.optimizer.steps, error, bad_parameter(self.model))
         self.saved_at = time.monotonic()
 
     def _note_if_best(self, epoch: int, accuracy: float) -> None:
@@ -477,18 +487,19 @@ class Trainer:
             notes = {**self._progress(), "best": {"epoch": epoch, "accuracy": accuracy}}
             self.better = self.judged.to_device("cpu"), notes
 
-    def _write_best(self) -> None:
-        """Write best.safetensors, which holds the model alone, where a better one has been found; or raise OSError."""
+    def _write_models(self) -> None:
+        """Write best.safetensors, which holds the model alone, where a better one has been found; or raise OSError.
+
+        A checkpoint is written after it: a run that resumes beyond the epoch of that model would never write it.
+        """
         if self.better is None:
             return
         model, notes = self.better
         try:
             save_checkpoint(self.folder / BEST, model, progress=notes)
         except OSError as error:
-            raise OSError(
-                f"{self.folder / BEST}: could not be written ({error.strerror or error}): make room"
-            ) from error
-        self.best, self.better, self.unsaved = notes["best"], None, True  # for a checkpoint says which is the best
+            raise OSError(f"{BEST} could not be written: {error.strerror or error}") from error
+        self.best, self.better = notes["best"], None
 
     def _progress(self) -> dict[str, Any]:
         return {
@@ -507,7 +518,7 @@ class Trainer:
 
     def begin(self, folder: Path) -> None:
         """Begin a run in `folder`, with a checkpoint of step 0: whenever it is killed, there is one to resume from."""
-        self.folder, self.metrics = folder, Metrics(folder / METRICS)
+        self.folder, self.metrics = folder, Metrics(folder / METRICS, self.lock)
         self.save()
         self.saved_at = time.monotonic()
 
@@ -523,7 +534,7 @@ class Trainer:
                     f"{path}: a run on other images: the {name} set has SHA-256 {digest}, expected {expected}: "
                     "give the data that it began with"
                 )
-        self.metrics = Metrics(self.folder / METRICS)
+        self.metrics = Metrics(self.folder / METRICS, self.lock)
         if missing := self.metrics.go_on(progress["metrics"]):
             warn(f"notice: {self.metrics.path} lacks {missing} lines that the run had written")
         if changed := changes(checkpoint.environment, environment()):
