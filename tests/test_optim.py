@@ -346,6 +346,21 @@ def test_clipping_keeps_float32():
     assert clip_global_norm(g, 0.5).dtype == g.dtype == np.float32
 
 
+def test_a_gradient_whose_squares_overflow_is_clipped_all_the_same():
+    g = np.array([2e19, -2e19, 2e19, 1e19], "float32")
+    with np.errstate(over="ignore"):
+        norm = clip_global_norm(g, 0.5)
+    assert norm.dtype == g.dtype == np.float32
+    assert float(norm) == pytest.approx(13**0.5 * 1e19, rel=1e-6)
+    np.testing.assert_allclose(g, 0.5 * np.array([2, -2, 2, 1]) / 13**0.5, rtol=1e-6)
+
+
+def test_where_nothing_is_clipped_squares_that_overflow_raise_as_an_optimizer_may_need_them():
+    g = np.array([2e19, 1.0], "float32")
+    with np.errstate(over="ignore"), pytest.raises(FloatingPointError, match="the gradient's norm is inf"):
+        clip_global_norm(g, math.inf)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_norm_that_is_not_finite_raises_and_changes_nothing(bad):
     g = np.array([1.0, bad, 2.0])

@@ -242,11 +242,24 @@ def test_a_step_after_an_error_is_as_if_there_had_been_none(row):
 
 
 def test_a_gradient_that_is_not_finite_raises_and_changes_no_parameter():
-    setup = Setup(shards=2, clip_norm=1.0)
+    setup = Setup(shards=2)
     setup.model.parameters()["head.weight"][...] *= 1e200  # finite, but not when squared
     before = copy.deepcopy(setup.state())
     with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="the gradient's norm is inf"):
         setup.sharded.step(setup.images, setup.labels)
+    assert all(same_bits(a, b) for a, b in zip(before, setup.state(), strict=True))
+
+
+def test_a_loss_that_is_not_finite_raises_and_changes_no_parameter():
+    """Its gradient is: a probability of zero has one of 1."""
+    setup = Setup(shards=2, label_smoothing=0.0)
+    logits = np.zeros((7, 4))
+    logits[2] = [1e308, 0, 0, -1e308]
+    setup.model.forward = lambda images, ctx: logits[: len(images)]
+    setup.model.backward = lambda dy, ctx: None
+    before = copy.deepcopy(setup.state())
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="the loss is inf: lower the learning rate"):
+        setup.sharded.step(setup.images, np.full(len(setup.images), 3))
     assert all(same_bits(a, b) for a, b in zip(before, setup.state(), strict=True))
 
 

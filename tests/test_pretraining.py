@@ -151,8 +151,26 @@ def test_an_evaluation_is_the_mean_over_all_images_and_repeats_itself(tmp_path, 
 def test_a_variance_that_overflows_is_no_accuracy(tmp_path):
     trainer = make(tmp_path / "run")
     trainer.model.blocks[0].mlp.fc2.bias[0] = 1e25
-    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="the variance in norm overflows"):
+    where = "after step 0, set 2: images 0 to 19: the variance in norm overflows"
+    with np.errstate(all="raise"), pytest.raises(FloatingPointError, match=where):
         trainer.evaluate(trainer.test)
+
+
+def test_logits_that_are_not_finite_are_no_accuracy(tmp_path):
+    trainer = make(tmp_path / "run")
+    trainer.model.classifier.head.bias[1] = np.inf
+    with pytest.raises(ValueError, match=r"after step 0, set 2: images 0 to 19: .*inf"):
+        trainer.evaluate(trainer.test)
+
+
+def test_patches_of_an_evaluation_are_the_same_at_every_step(tmp_path):
+    trainer = make(tmp_path / "run")
+    trainer.model.classifier.head.weight[...] = np.random.default_rng(1).standard_normal(
+        trainer.model.classifier.head.weight.shape
+    )
+    before = trainer.evaluate(trainer.test)
+    trainer.optimizer.steps += 1
+    assert trainer.evaluate(trainer.test) == before
 
 
 def test_a_backbone_that_the_disk_does_not_take_is_told_and_the_run_goes_on(tmp_path, monkeypatch, capsys):

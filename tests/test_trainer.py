@@ -88,7 +88,9 @@ def assert_same_run(folder, other):
     for name in ("checkpoint.safetensors", "best.safetensors"):
         a, b = (vitnp.load_checkpoint(place / name) for place in (folder, other))
         np.testing.assert_array_equal(a.model.flat, b.model.flat)
-        assert {**a.progress, "seconds": 0} == {**b.progress, "seconds": 0}
+        for state in (a, b):  # what nothing else depends on
+            state.progress["seconds"] = state.progress["settings"]["save_every"] = 0
+        assert a.progress == b.progress
         if a.optimizer is not None:
             for vector in a.optimizer.state:
                 np.testing.assert_array_equal(getattr(a.optimizer, vector), getattr(b.optimizer, vector))
@@ -261,6 +263,48 @@ def test_a_run_goes_on_from_the_predecessor_of_a_damaged_checkpoint(whole, tmp_p
     assert path.is_symlink()
     assert again.run(0.0) == 0
     assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(None, "the model of epoch 1, is not there any more"), (b"garbage", "damaged or cut short|no readable")],
+)
+def test_a_best_model_that_is_lost_is_told_and_replaced(tmp_path, monkeypatch, stop_after, capsys, content, told):
+    trainer, accuracies = make(tmp_path), iter([0.9, 0.3, 0.5, 0.5])
+    monkeypatch.setattr(train.Trainer, "evaluate", lambda self, dataset: (1.0, next(accuracies)))
+    stop_after(trainer, PER_EPOCH + 1)
+    trainer.run(0.0)
+    (tmp_path / train.BEST).unlink()
+    if content is not None:
+        (tmp_path / train.BEST).write_bytes(content)
+    assert resumed(tmp_path / train.CHECKPOINT).run(0.0) == 0
+    said = capsys.readouterr().err
+    assert re.search(rf"notice: {tmp_path / train.BEST}.*({told}).*: the best of the epochs to come takes its", said)
+    assert vitnp.load_checkpoint(tmp_path / train.BEST).progress["best"] == {"epoch": 3, "accuracy": 0.5}
+
+
+def test_seconds_between_saves_are_remembered_and_may_be_others_when_a_run_resumes(monkeypatch, tmp_path, stop_after):
+    monkeypatch.setattr(sys, "argv", ["train_toy.py"])
+    make(tmp_path, save_every=7)
+    found = []
+    monkeypatch.setattr(train.Trainer, "run", lambda self, started, stop: found.append(self.args.save_every) or 0)
+    for options in ([], ["--save-every", "3"]):
+        assert run_main(monkeypatch, ["--resume", str(tmp_path / train.CHECKPOINT), *options], load_toy) == 0
+    assert found == [7, 3]
+
+
+def test_a_bar_needs_no_standard_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert make(tmp_path).run(0.0) == 0
+
+
+def test_a_large_sum_of_losses_is_no_damage(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["train_toy.py"])
+    trainer = make(tmp_path)
+    trainer.seen["loss"] = 1e22
+    trainer.save()
+    monkeypatch.setattr(train.Trainer, "run", lambda self, started, stop: 0)
+    assert run_main(monkeypatch, ["--resume", str(tmp_path / train.CHECKPOINT)], load_toy) == 0
 
 
 def test_a_damaged_checkpoint_without_a_predecessor_promises_none(tmp_path):

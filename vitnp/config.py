@@ -19,6 +19,7 @@ SIZES = {
     "H": {"dim": 1280, "depth": 32, "num_heads": 16, "mlp_dim": 5120},
 }
 PATCHES = ("14", "16", "32")
+LARGEST = float(np.finfo("float32").max)
 POOLS = ("token", "mean", "mean-norm")
 # those of appendix D.4, and "relative", by rows and by columns; and where each kind may be added: relative positions
 # are in the attention of every layer anyway
@@ -145,8 +146,10 @@ class ViTConfig:
             raise ConfigError(
                 f"stochastic_depth is {self.stochastic_depth} at depth 1, and the first block is never dropped: use 0"
             )
-        if self.layer_scale is not None and not 0 < _number("layer_scale", self.layer_scale) < math.inf:
-            raise ConfigError(f"layer_scale is {self.layer_scale}; it must be above 0, or None")
+        if self.layer_scale is not None and not 0 < _number("layer_scale", self.layer_scale) <= LARGEST:
+            raise ConfigError(
+                f"layer_scale is {self.layer_scale}; it must be above 0 and at most {LARGEST:.3g}, or None"
+            )
         object.__setattr__(self, "registers", _integer("registers", self.registers, 0))
         if not isinstance(self.qk_norm, bool):
             raise ConfigError(f"qk_norm is {self.qk_norm!r}; choose True or False")

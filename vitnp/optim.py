@@ -176,14 +176,19 @@ def clip_global_norm(gradients: Array, max_norm: float) -> Array:
 
     (Pascanu et al., arXiv 1211.5063, algorithm 1.) The norm is a scalar on the gradients' device; with an infinite
     `max_norm` nothing is scaled. Raises ValueError unless max_norm is above 0, and FloatingPointError on a CPU where
-    the norm is not finite: scaling would turn an infinity into NaN.
+    the norm is not finite, as scaling would turn an infinity into NaN, or where nothing is scaled and its square is
+    not, for an optimizer squares gradients as well.
     """
     if not max_norm > 0:
         raise ValueError(f"max_norm is {max_norm}; it must be above 0")
     xp = array_module(gradients)
     norm = xp.sqrt(gradients @ gradients)
     if xp is np and not np.isfinite(norm):
-        raise FloatingPointError(f"the gradient's norm is {norm}: lower the learning rate, or look for bad input")
+        largest = xp.abs(gradients).max()
+        if max_norm < math.inf and np.isfinite(largest):  # then squares overflow, which after scaling they do not
+            norm = largest * xp.sqrt(xp.square(gradients / largest).sum())
+        if not np.isfinite(norm):
+            raise FloatingPointError(f"the gradient's norm is {norm}: lower the learning rate, or look for bad input")
     if max_norm < math.inf:
         gradients *= max_norm / xp.maximum(norm, max_norm)
     return norm

@@ -101,12 +101,14 @@ class ShardedStep:
         """Train on one batch; return the mean loss before the step, a scalar on the model's device.
 
         images (B, H, W, C) are floats; labels as in `softmax_cross_entropy`, whose errors this raises too.
-        FloatingPointError where the gradient's norm is not finite, or the variance in a layer norm; then no parameter
-        has changed. So it is where the update has made a parameter NaN or infinity, which then stays so. (On a GPU
-        none of this is looked at, which would make it wait: there `norm` says so afterwards.)
+        FloatingPointError where the loss is not finite, the gradient's norm or the variance in a layer norm; then no
+        parameter has changed. So it is where the update has made a parameter NaN or infinity, which then stays so. (On
+        a GPU none of this is looked at, which would make it wait: there `norm` says so afterwards.)
         `correct` is then the number of samples whose class the network had right.
         """
         loss = self.gradients(images, labels)
+        if array_module(self.model.flat) is np and not np.isfinite(loss):  # its gradient may be finite
+            raise FloatingPointError(f"the loss is {loss}: lower the learning rate, or look for bad input")
         with np.errstate(over="ignore", invalid="ignore"):  # it raises instead
             self.norm = clip_global_norm(self._flat_grad(self.contexts[0]), self.clip_norm)
         self.optimizer.step(self.contexts[0], self._in_parts)

@@ -8,6 +8,7 @@ of a VisionTransformer with a head of zeros, which fine-tuning, probe.py and `lo
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -55,22 +56,30 @@ class MaskedTrainer(Trainer):
     def evaluate(self, dataset: Dataset) -> tuple[float, float]:
         """Return the mean loss and the share of colours that were right, dropout off, the same patches every time.
 
-        FloatingPointError where a norm's variance overflows, on a CPU.
+        ValueError where they would not be finite, and FloatingPointError where a norm's variance overflows, on a CPU.
         """
-        model, ctx, losses, correct = (
-            cast(MaskedPatchPrediction, self.judged),
-            StreamingContext(rng=self.args.seed),
-            0.0,
-            0,
-        )
+        ctx, losses, correct = StreamingContext(rng=self.args.seed), 0.0, 0
         for ctx.first_row in range(0, len(dataset), AT_A_TIME):
             images = dataset.images[ctx.first_row : ctx.first_row + AT_A_TIME]
-            logits = model.forward(normalize(images, self.batches.mean, self.batches.std), ctx)
-            targets = model.targets(self.targets(images), ctx)
-            losses += float(softmax_cross_entropy(logits, targets, batch_size=1)[0])
-            correct += int((logits.argmax(-1) == targets).sum())
-        rows = len(dataset) * model.answers
-        return losses / rows, correct / rows
+            try:
+                with np.errstate(over="ignore", invalid="ignore"):  # it raises instead
+                    loss, right = self._judge(images, ctx)
+            except (ValueError, FloatingPointError) as error:
+                rows = f"images {ctx.first_row} to {ctx.first_row + len(images) - 1}"
+                raise type(error)(f"after step {self.optimizer.steps}, {dataset.name}: {rows}: {error}") from error
+            losses, correct = losses + loss, correct + right
+        answers = len(dataset) * self.model.answers
+        return losses / answers, correct / answers
+
+    def _judge(self, images: NDArray[np.uint8], ctx: StreamingContext) -> tuple[float, int]:
+        """Return the sum of the losses, and how many colours were right."""
+        model = cast(MaskedPatchPrediction, self.judged)
+        logits = model.forward(normalize(images, self.batches.mean, self.batches.std), ctx)
+        targets = model.targets(self.targets(images), ctx)
+        loss = float(softmax_cross_entropy(logits, targets, batch_size=1)[0])
+        if not math.isfinite(loss):  # on a GPU, where nothing has looked at the logits
+            raise ValueError(f"the loss is {loss}")
+        return loss, int((logits.argmax(-1) == targets).sum())
 
     stale = True  # backbone.safetensors, which is not known to be of the last step that is saved
 

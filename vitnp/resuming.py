@@ -11,24 +11,16 @@ from typing import Any
 from vitnp.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 
 CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
-PLACES = (
-    "resume",
-    "out",
-    "data",
-    "mirror",
-    "download",
-    "device",
-    "save_every",
-    "debug",
-)  # options that say where a run happens, not what it is
+PLACES = ("resume", "out", "data", "mirror", "download", "device", "debug")  # where a run happens, not what it is
+CHANGEABLE = ("save_every", "test_data")  # what a run remembers, and whoever resumes it may say anew
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and _is_number(value)
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _is_number(value: Any, least: float = 0) -> bool:
-    return type(value) in (int, float) and least <= value < 1e18
+    return type(value) in (int, float) and least <= value <= sys.float_info.max
 
 
 def _is_seen(value: Any) -> bool:
@@ -99,10 +91,10 @@ def take_settings(args: argparse.Namespace, given: dict[str, Any], checkpoint: C
     others = [
         f"{option_name(name)} is {_shown(name, given[name])}, but the run to resume has {_shown(name, value)}"
         for name, value in settings.items()
-        if given.get(name, value) != value
+        if name not in CHANGEABLE and given.get(name, value) != value
     ]
     # What the script added later, as train_folder.py its files, is no option.
-    if lacking := sorted(vars(args).keys() - set(PLACES) - settings.keys()):
+    if lacking := sorted(vars(args).keys() - {*PLACES, *CHANGEABLE} - settings.keys()):
         raise CheckpointError(
             f"{args.resume}: says nothing of {', '.join(map(option_name, lacking))}: damaged, or of another version of "
             "vitnp"
@@ -110,7 +102,7 @@ def take_settings(args: argparse.Namespace, given: dict[str, Any], checkpoint: C
     if others:
         raise ValueError(f"{'; '.join(others)}: leave {'it' if len(others) == 1 else 'them'} out")
     for name, value in settings.items():
-        setattr(args, name, value)
+        setattr(args, name, given.get(name, value))
 
 
 def option_name(name: str) -> str:

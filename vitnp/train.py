@@ -34,7 +34,7 @@ from typing import Any, NoReturn, cast
 
 import numpy as np
 
-from vitnp.checkpoint import Checkpoint, CheckpointError, save_checkpoint
+from vitnp.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from vitnp.console import report_errors, say, warn
 from vitnp.data import Batches, Dataset, channel_statistics, fit_images, normalize, prepared_ahead
 from vitnp.durable import Lock, LockedError, remove_orphans, write_atomically
@@ -293,8 +293,9 @@ class Trainer:
         # Until it is validated, an epoch whose steps are all done is the current one.
         epoch = (self.optimizer.steps - (self.seen["images"] > 0)) // per_epoch
         done = self.optimizer.steps - epoch * per_epoch
+        disabled = True if sys.stderr is None else None  # closed; else tqdm looks whether it is a terminal
         look = {"desc": f"epoch {epoch + 1}", "bar_format": "{desc} {percentage:3.0f}% |{bar:10}|{postfix}"}
-        with tqdm(total=per_epoch, initial=done, leave=False, disable=None, **look) as bar:
+        with tqdm(total=per_epoch, initial=done, leave=False, disable=disabled, **look) as bar:
             for images, labels in prepared_ahead(self.batches.epoch(epoch, start=done)):
                 self._one_step(images, labels)
                 bar.update()
@@ -546,7 +547,19 @@ class Trainer:
             write_atomically(self.folder / CHECKPOINT, path.read_bytes())
         self.seen, self.images, self.seconds = progress["seen"], progress["images"], progress["seconds"]
         self.best = progress["best"]
+        if self.best["epoch"] and (lost := self._what_is_wrong_with_the_best()):
+            warn(f"notice: {lost}: the best of the epochs to come takes its place")
+            self.best = {"epoch": 0, "accuracy": -1.0}
         self.saved_steps, self.saved_at, self.unsaved = self.optimizer.steps, time.monotonic(), False
+
+    def _what_is_wrong_with_the_best(self) -> str:
+        try:
+            load_checkpoint(self.folder / BEST)
+        except FileNotFoundError:
+            return f"{self.folder / BEST}, the model of epoch {self.best['epoch']}, is not there any more"
+        except (CheckpointError, OSError) as error:
+            return f"{error}"
+        return ""
 
     def _draw_attention(self) -> None:
         images, names = fit_images(self.test.images[:PICTURED], *self.fit), self.test.class_names
