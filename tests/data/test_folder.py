@@ -103,6 +103,48 @@ def test_a_link_from_one_class_to_another_is_refused(pets, place, goal):
         find_images(pets)
 
 
+def linked(how, pets, outside):
+    """Make an image that is of two classes, by a link of this kind."""
+    cat, dog = pets / "cat" / "new.png", pets / "dog" / "new.png"
+    if how == "a link to a file of another class":
+        dog.symlink_to("../cat/b.bmp")
+    elif how == "a hard link":
+        os.link(pets / "cat" / "b.bmp", dog)
+    elif how == "two links to a file elsewhere":
+        cat.symlink_to(outside / "1.png"), dog.symlink_to(outside / "1.png")
+    elif how == "two links to a folder elsewhere":
+        (pets / "cat" / "more").symlink_to(outside), (pets / "dog" / "more").symlink_to(outside)
+    elif how == "two classes that are one folder":
+        (pets / "emu").symlink_to(outside), (pets / "fox").symlink_to(outside)
+    else:
+        (pets / "emu").symlink_to("cat/a")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a permission there")
+@pytest.mark.parametrize(
+    "how",
+    [
+        "a link to a file of another class",
+        "a hard link",
+        "two links to a file elsewhere",
+        "two links to a folder elsewhere",
+        "two classes that are one folder",
+        "a class in another",
+    ],
+)
+def test_a_file_that_is_of_two_classes_is_refused(pets, tmp_path, how):
+    put(tmp_path, "elsewhere/1.png")
+    linked(how, pets, tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"the same file as .*of two classes; expected it in one: remove one of them"):
+        find_images(pets)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a permission there")
+def test_a_file_that_is_in_its_class_twice_is_no_fault(pets):
+    (pets / "cat" / "again.bmp").symlink_to("b.bmp")
+    assert "cat/again.bmp" in names(find_images(pets))
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="such names cannot be there")
 def test_names_of_classes_are_one_line_of_plain_characters(tmp_path):
     put(tmp_path, "a\nb/1.png", "c/1.png")

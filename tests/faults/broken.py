@@ -704,6 +704,12 @@ PROMISES = (
                 "        if real.is_relative_to(other) or other.is_relative_to(real):",
                 "        if other.is_relative_to(real):",
             ),
+            _check(
+                "data/test_folder.py::test_a_file_that_is_of_two_classes_is_refused",
+                FOLDER,
+                "                if owner != label:\n",
+                "                if False:\n",
+            ),
         ),
     ),
     Promise(

@@ -7,13 +7,14 @@
 First the files are listed, which is quick and finds what is missing; then they are read, each into its place in one
 array, so memory is that of the result. A file that is no image at all, as a text or what starts with a dot, is passed
 over; one that is an image but cannot be used is an error, because a class that quietly lacks images is worse. Links
-to files and folders count as these, but none may lead from one class to another.
+to files and folders count as these, but no file may be of two classes, by whatever links.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -87,8 +88,8 @@ def load_folder(root: PathLike, size: int | tuple[int, int], channels: int = 3) 
 def find_images(root: PathLike) -> ImageFiles:
     """List the image files below `root`, whose sub-folders are the classes; nothing is read yet.
 
-    Raises DataError where there are no sub-folders, for sub-folders without images, for links from one class to
-    another, and for images of a kind that `read_image` does not read.
+    Raises DataError where there are no sub-folders, for sub-folders without images, for a file that links make one of
+    two classes, and for images of a kind that `read_image` does not read.
     """
     root = Path(root).expanduser()
     class_names = _subfolders(root)
@@ -102,6 +103,7 @@ def find_images(root: PathLike) -> ImageFiles:
             f"{root}: no images in {', '.join(empty)}; expected files such as {', '.join(READ[:2])} in each class: "
             "put some there or remove the sub-folder"
         )
+    _check_two_labels(files)
     labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(paths) for paths in files])
     return ImageFiles(root, class_names, tuple(path for paths in files for path in paths), labels)
 
@@ -187,6 +189,21 @@ def _check_class(link: Path, real: Path, others: set[str]) -> None:
                 f"{link}: a link to {real}, so that images of the class {other.name} would be of this one, too; "
                 "expected the images of one class: remove the link"
             )
+
+
+def _check_two_labels(files: list[list[Path]]) -> None:
+    """Refuse a file that is in two classes, as links to one and the same file may have it."""
+    first: dict[tuple[int, int], tuple[int, Path]] = {}
+    for label, paths in enumerate(files):
+        for path in paths:
+            with suppress(OSError):  # a link to nowhere, which is told when it is read
+                found = path.stat()
+                owner, other = first.setdefault((found.st_dev, found.st_ino), (label, path))
+                if owner != label:
+                    raise data_error(
+                        f"{path}: the same file as {other}, so that an image would be of two classes; expected it in "
+                        "one: remove one of them"
+                    )
 
 
 def _hidden(name: str) -> bool:
