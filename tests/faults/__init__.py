@@ -10,6 +10,7 @@
     data       damaged data files: none of them loads as something else without a word
     costs      what saving and checking cost
     broken     each promise of tests/README.md is broken in the sources, and the tests of its row must fail
+    suite      all tests twenty times, each time in another order and with other seeds; an hour: only when it is named
 
 The tests take a few of each; here are all. The last line of a trial says what came out, and the exit status whether all
 is as it must be. `--seed` draws other moments and other damage.

@@ -18,6 +18,7 @@ from mutants.trial import Workshop
 from faults import broken
 
 NAMES = ("broken", "resumes", "saves", "signals", "flips", "data", "costs")
+LONG = ("suite",)
 
 
 def break_promises() -> bool:
@@ -33,11 +34,16 @@ def break_promises() -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("trials", nargs="*", metavar="TRIAL", help=f"some of {', '.join(NAMES)}; all unless said")
+    parser.add_argument(
+        "trials",
+        nargs="*",
+        metavar="TRIAL",
+        help=f"some of {', '.join(NAMES)}, which are tried unless said; or {', '.join(LONG)}",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the damage")
     options = parser.parse_args()
-    if unknown := set(options.trials) - set(NAMES):
-        parser.error(f"there is no trial {', '.join(sorted(unknown))}: choose from {', '.join(NAMES)}")
+    if unknown := set(options.trials) - {*NAMES, *LONG}:
+        parser.error(f"there is no trial {', '.join(sorted(unknown))}: choose from {', '.join(NAMES + LONG)}")
     chosen = options.trials or NAMES
     # First, for the other trials load the package, and the forks of this process are to load the broken ones.
     right = break_promises() if "broken" in chosen else True

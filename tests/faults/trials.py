@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from mutants.trial import ROOT
 
 from faults import costs, damage, runs
+from vitnp.cores import usable_cores
+
+SINGLE = ("OPENBLAS_NUM_THREADS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD")  # what the other trials run with
 
 Trial = Callable[[Path, np.random.Generator], bool]
 
@@ -81,6 +88,20 @@ def cost(folder: Path, rng: np.random.Generator) -> bool:
     return saving < 0.3 and max(shares.values()) < 0.01
 
 
+def suite(folder: Path, rng: np.random.Generator) -> bool:
+    right = 0
+    environment = {name: value for name, value in os.environ.items() if name not in SINGLE}
+    for seed in rng.integers(2**32, size=20):
+        order = ["-p", "no:cacheprovider", "--basetemp", str(folder / "tests"), f"--randomly-seed={seed}"]
+        command = [sys.executable, "-m", "pytest", "-q", "-n", str(usable_cores()), *order]
+        run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        print(f"  seed {seed}: {run.stdout.strip().splitlines()[-1]}", flush=True)
+        show([line for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))])
+        right += run.returncode == 0
+    print(f"suite    {right} of 20 runs of all tests, each in another order, without a failure")
+    return right == 20
+
+
 TRIALS: dict[str, Trial] = {
     "resumes": resumes,
     "saves": saves,
@@ -88,6 +109,7 @@ TRIALS: dict[str, Trial] = {
     "flips": flips,
     "data": data,
     "costs": cost,
+    "suite": suite,
 }
 
 
