@@ -17,6 +17,7 @@ from pathlib import Path
 import vitnp
 from vitnp import data, train
 from vitnp.checkpoint import is_checkpoint
+from vitnp.data.dataset import whole_number
 from vitnp.folder_runs import hold_out_a_tenth, read_splits
 from vitnp.options import (
     add_download_options,
@@ -27,11 +28,11 @@ from vitnp.options import (
 )
 from vitnp.pretrained import read_scale
 
-SETS = {  # name: how to load it, its classes
-    "cifar10": (data.load_cifar10, 10),
-    "cifar100": (data.load_cifar100, 100),
-    "mnist": (data.load_mnist, 10),
-    "fashion-mnist": (data.load_fashion_mnist, 10),
+SETS = {  # name: how to load it, its classes, its training images
+    "cifar10": (data.load_cifar10, 10, 50_000),
+    "cifar100": (data.load_cifar100, 100, 50_000),
+    "mnist": (data.load_mnist, 10, 60_000),
+    "fashion-mnist": (data.load_fashion_mnist, 10, 60_000),
 }
 HELD_OUT = 1000  # for validation, of a data set that has a name
 
@@ -52,8 +53,9 @@ def count_classes(args):
         if (value := getattr(args, option)) is not None:
             name = option.replace("_", "-")
             raise ValueError(f"--{name} is {value}, but {args.dataset} has a test set of its own: leave it out")
-    args.held_out = args.held_out or HELD_OUT
-    return SETS[args.dataset][1]
+    _, classes, images = SETS[args.dataset]
+    args.held_out = whole_number("--held-out", args.held_out or HELD_OUT, 1, images - 1)
+    return classes
 
 
 def load_data(args):

@@ -163,6 +163,14 @@ def test_logits_that_are_not_finite_are_no_accuracy(tmp_path):
         trainer.evaluate(trainer.test)
 
 
+def test_a_loss_that_nobody_looked_at_is_looked_at(tmp_path, monkeypatch):
+    """As on a GPU, where a loss is not looked at when it is computed."""
+    trainer = make(tmp_path / "run")
+    monkeypatch.setattr("vitnp.pretraining.softmax_cross_entropy", lambda *a, **o: (np.float32("nan"), None))
+    with pytest.raises(ValueError, match="after step 0, set 2: images 0 to 19: the loss is nan"):
+        trainer.evaluate(trainer.test)
+
+
 def test_patches_of_an_evaluation_are_the_same_at_every_step(tmp_path):
     trainer = make(tmp_path / "run")
     trainer.model.classifier.head.weight[...] = np.random.default_rng(1).standard_normal(

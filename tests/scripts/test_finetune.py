@@ -124,6 +124,7 @@ def test_the_recipe_is_the_paper_s(script):
         (["--pretrained", "x", "--dataset", "mnist"], "x: there is no such file"),
         (["--pretrained", "HERE", "--dataset", "mnist", "--image-size", "30"], "image height 30 is not divisible"),
         ([*LEARNED, "--shift", "28"], "--shift is 28; expected an integer from 0 to 27"),
+        ([*LEARNED, "--held-out", "60000"], "--held-out is 60000; expected an integer from 1 to 59999"),
         ([*LEARNED, "--mean", "0.5,0.5,0.5"], "--mean is 0.5,0.5,0.5; expected 1 finite numbers, one a channel"),
         ([*LEARNED, "--mean", "nan"], "--mean is nan; expected 1 finite"),
         ([*LEARNED, "--std", "0"], "--std is 0.0; expected 1 finite numbers, one a channel, above 0"),

@@ -62,6 +62,7 @@ def test_of_a_small_folder_a_tenth_is_held_out(pretrained, run, photographs, tmp
     [
         (["--set", "folder"], "--set folder has no images: name their folder by --data"),
         (["--set", "mnist", "--shift", "28"], "--shift is 28; expected an integer from 0 to 27"),
+        (["--set", "mnist", "--held-out", "60000"], "--held-out is 60000; expected an integer from 1 to 59999"),
         (
             ["--set", "mnist", "--representation-size", "9"],
             "--representation-size is 9, for a head that is not here: leave it out",

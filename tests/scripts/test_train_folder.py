@@ -75,8 +75,11 @@ def test_a_test_folder_can_be_given(run, photographs, folder_options, tmp_path):
     options = ["--data", photographs, "--test-data", photographs, "--channels", 1, *folder_options]
     output = run("train_folder.py", *options, cwd=tmp_path).stdout
     assert f"({count} images; " in last_line(output)
-    config = vitnp.load_classifier(tmp_path / "runs" / "folder" / "checkpoint.safetensors").model.config
-    assert config.channels == 1
+    checkpoint = tmp_path / "runs" / "folder" / "checkpoint.safetensors"
+    assert vitnp.load_classifier(checkpoint).model.config.channels == 1
+    moved = shutil.copytree(photographs, tmp_path / "moved")
+    again = ["--resume", checkpoint, "--data", moved, "--test-data", moved]
+    assert f"({count} images; " in last_line(run("train_folder.py", *again, cwd=tmp_path).stdout)
 
 
 def test_a_resumed_run_must_find_the_same_files(run, folder_run, photographs, tmp_path):
