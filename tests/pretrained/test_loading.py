@@ -16,6 +16,7 @@ from helpers import error, hard_model, same_bits, worst_error
 from safetensors.numpy import load_file, save_file
 
 import vitnp
+from vitnp.config import SIZES
 from vitnp.pretrained.files import read_scale
 
 REFERENCE = Path(__file__).parent.parent / "reference" / "pretrained"
@@ -582,9 +583,20 @@ def test_a_norm_after_the_mean_beside_a_class_token_is_refused(timm):
 @pytest.mark.parametrize("case", ["timm", "torchvision"])
 def test_heads_that_a_file_does_not_tell_are_asked_for(case):
     with pytest.raises(
-        vitnp.CheckpointError, match="does not tell the number of heads: give num_heads, a divisor of 6"
+        vitnp.CheckpointError, match=r"does not tell the number of heads: give num_heads, a divisor of 6$"
     ):
         load(case, num_heads=None)
+
+
+@pytest.mark.parametrize("size", ["Ti", "H"])
+def test_heads_that_the_originals_networks_of_a_width_have_are_told(size, tmp_path):
+    width, heads = SIZES[size]["dim"], SIZES[size]["num_heads"]
+    config = vitnp.ViTConfig(image_size=4, patch_size=2, dim=width, depth=1, num_heads=heads, mlp_dim=1)
+    vitnp.save_pretrained(vitnp.VisionTransformer(config, rng=0), tmp_path / "m", "timm")
+    path = change(tmp_path / "m", tmp_path / "n.safetensors", lambda arrays: None)  # writes no note of vitnp's
+    told = f"give num_heads, a divisor of {width}; the original's of this width have {heads}$"
+    with pytest.raises(vitnp.CheckpointError, match=told):
+        vitnp.load_pretrained(path)
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():

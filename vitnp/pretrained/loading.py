@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from vitnp.checkpoint import CheckpointError, Tensors
-from vitnp.config import POOLS, ConfigError, ViTConfig, pair
+from vitnp.config import POOLS, SIZES, ConfigError, ViTConfig, pair
 from vitnp.pretrained.files import Source, read_source
 from vitnp.pretrained.layouts import LAYOUTS, Layout, Row, Sizes, Stem, axes, places, turn
 from vitnp.pretrained.positions import RULES, check_rule, resize_grid
@@ -284,9 +284,10 @@ def _configure(
     if any({"H", "K"} & {*row.shape.split()} for row in rows):
         found["num_heads"] = sizes["H"]
     elif "num_heads" not in told:
+        usual = [size["num_heads"] for size in SIZES.values() if size["dim"] == sizes["D"]]
         raise CheckpointError(
-            f"{path}: the file does not tell the number of heads: give num_heads, a divisor of {sizes['D']} "
-            "(published networks have 64 columns a head, so num_heads = dim / 64)"
+            f"{path}: the file does not tell the number of heads: give num_heads, a divisor of {sizes['D']}"
+            + "".join(f"; the original's of this width have {heads}" for heads in usual)
         )
     rows_columns = _find_grid(path, sizes["N"], found, told)
     stride = 1 if stem is None else 4 << max(0, len(stem.blocks) - 1)
