@@ -38,7 +38,8 @@ def load_network(args):
     if args.pretrained is None:
         trained = vitnp.load_classifier(args.checkpoint, args.device)
         return trained.model, {"mean": trained.mean, "std": trained.std}, trained.progress
-    model = vitnp.load_pretrained(args.pretrained, **told_of_pretrained(args))
+    # a probe reads features alone: whatever classifier there is, or is not, stays out of it
+    model = vitnp.load_pretrained(args.pretrained, num_classes=1, **told_of_pretrained(args))
     (mean, std), half = read_scale(args.pretrained), [0.5] * model.config.channels
     return model.to_device(args.device), {"mean": args.mean or mean or half, "std": args.std or std or half}, {}
 

@@ -405,7 +405,7 @@ def test_a_model_of_transformers_without_classifier_has_its_pooler_and_a_head_of
         arrays["pooler.dense.weight"], arrays["pooler.dense.bias"] = rng.standard_normal((6, 6)), np.ones(6)
 
     change(path, path, edit)
-    with pytest.raises(vitnp.CheckpointError, match="no classifier: give num_classes"):
+    with pytest.raises(vitnp.CheckpointError, match="no classifier: num_classes makes one of zeros, to be trained, as"):
         vitnp.load_pretrained(tmp_path / "m")
     model = vitnp.load_pretrained(tmp_path / "m", "float64", num_classes=4)
     np.testing.assert_array_equal(model.classifier.pre_logits.weight, load_file(path)["pooler.dense.weight"].T)
@@ -446,6 +446,13 @@ def test_another_number_of_classes_gives_a_head_of_zeros_and_keeps_the_rest(case
             assert not parameter.any()
         else:
             assert same_bits(parameter, truth.parameters()[name])
+
+
+def test_dropout_is_what_a_folder_says_and_none_where_it_says_none(folder):
+    said = folder(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.2).config
+    assert (said.dropout, said.attention_dropout) == (0.1, 0.2)
+    said = folder(hidden_dropout_prob="absent", attention_probs_dropout_prob="absent").config
+    assert (said.dropout, said.attention_dropout) == (0, 0)
 
 
 def test_the_same_number_of_classes_keeps_the_head():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import vitnp
 from vitnp.data import load_folder
@@ -136,6 +137,25 @@ def test_a_finetuned_network_is_of_the_data_set_in_its_settings(script):
     args = script.make_parser().parse_args(["checkpoint", "--set", "cifar10", "--held-out", "60"])
     assert script.take_settings(args, progress) == progress["settings"]
     assert (args.seed, args.held_out) == (5, 60)
+
+
+def test_a_published_model_without_classifier_is_probed_as_with_one(tmp_path, monkeypatch, script, capsys):
+    model = vitnp.VisionTransformer(vitnp.ViTConfig(channels=3, dim=16, depth=1, num_heads=2, mlp_dim=16), rng=3)
+    save_pretrained(model, tmp_path / "whole", layout="huggingface")
+    shutil.copytree(tmp_path / "whole", tmp_path / "bare")
+    arrays = load_file(tmp_path / "whole" / "model.safetensors")
+    bare = {name: array for name, array in arrays.items() if not name.startswith("classifier.")}
+    assert len(arrays) - len(bare) == 2
+    save_file(bare, tmp_path / "bare" / "model.safetensors")
+    digits = vitnp.data.load_digits(60)
+    monkeypatch.setitem(script.SETS, "mnist", lambda part, root: digits)
+    found = []
+    for name in ("whole", "bare"):
+        options = ["--pretrained", tmp_path / name, "--set", "mnist", "--held-out", 20, "--shots", "1"]
+        assert script.probe(script.make_parser().parse_args([str(option) for option in options])) == 0
+        found.append(rows(capsys.readouterr().out))
+    assert found[0] == found[1]
+    assert found[0][0][:2] == ("1", "10")
 
 
 def test_images_of_another_size_are_scaled_to_the_model_s(tmp_path, monkeypatch, script, capsys):

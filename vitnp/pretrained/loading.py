@@ -61,7 +61,8 @@ def load_pretrained(
             transformers, "bicubic-antialias" as timm; see `vitnp.pretrained.positions`.
 
     Files that vitnp wrote say everything, and a folder of timm's hub is believed as far as its config.json goes.
-    Numbers are converted to `dtype`. The model has no dropout.
+    Numbers are converted to `dtype`. The rates of dropout are those that the file says, as a folder of transformers
+    does, and 0 where it says none; `vitnp.adapt` takes them out.
 
     How the network was given its pixels, no file of weights says. From [0, 1], the original and most of timm's take
     mean 0.5 and divide by std 0.5; torchvision's, and DeiT, take those of ImageNet, mean (0.485, 0.456, 0.406) and std
@@ -84,7 +85,9 @@ def load_pretrained(
     given = {"num_heads": num_heads, "grid": grid, "pool": pool, "gelu": gelu, "layer_norm_eps": layer_norm_eps}
     network = _examine(path, source, {name: value for name, value in given.items() if value is not None})
     if num_classes is None and not network.has_head:
-        raise CheckpointError(f"{path}: the file has no classifier: give num_classes, for one of zeros")
+        raise CheckpointError(
+            f"{path}: the file has no classifier: num_classes makes one of zeros, to be trained, as finetune.py does"
+        )
     try:
         config = replace(network.config, image_size=network.config.image_size if image_size is None else image_size)
         config = replace(config, num_classes=config.num_classes if num_classes is None else num_classes)
