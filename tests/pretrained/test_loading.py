@@ -557,7 +557,71 @@ def test_what_the_config_of_timms_hub_says_and_vitnp_cannot_do_is_refused(hub, e
 
 
 def test_a_config_that_may_be_of_another_file_is_left_alone(hub):
-    assert same_parameters(hub(name="other.safetensors", global_pool="max"), load("timm"))
+    entries = {"global_pool": "max", "architecture": "eva_large_patch14_196"}
+    assert same_parameters(hub(name="other.safetensors", **entries), load("timm"))
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """A way to lay a network of a width in a folder as timm's hub has it, under the name of an architecture."""
+
+    def laid(width, architecture, **told):
+        config = vitnp.ViTConfig(image_size=4, patch_size=2, dim=width, depth=1, num_heads=1, mlp_dim=1, gelu="erf")
+        vitnp.save_pretrained(vitnp.VisionTransformer(config, rng=0), tmp_path / "m", "timm")
+        change(tmp_path / "m", tmp_path / "model.safetensors", lambda arrays: None)  # writes no note of vitnp's
+        (tmp_path / "config.json").write_text(json.dumps({"architecture": architecture}))
+        return vitnp.load_pretrained(tmp_path, **told)
+
+    return laid
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size"),
+    [
+        ("vit_tiny_patch16_224", "Ti"),
+        ("deit_small_patch16_224", "S"),
+        ("deit3_base_patch16_384", "B"),
+        ("vit_large_patch32_384", "L"),
+        ("vit_huge_patch14_224", "H"),
+    ],
+)
+def test_a_plain_name_of_timms_hub_tells_the_heads(architecture, size, wide):
+    width, heads = SIZES[size]["dim"], SIZES[size]["num_heads"]
+    assert wide(width, architecture).config.num_heads == heads
+    with pytest.raises(vitnp.CheckpointError, match=f"num_heads is said to be 1, but the file says {heads}: leave it"):
+        wide(width, architecture, num_heads=1)
+
+
+@pytest.mark.parametrize(
+    ("width", "architecture"),
+    [
+        (768, "vit_base_patch16_gap_224"),  # which has 16
+        (768, "vit_small_patch16_224"),
+        (192, "my_vit_tiny_patch16_224"),
+        (192, "vit_tiny_patch16_224_more"),
+    ],
+)
+def test_no_other_name_and_none_of_another_width_tells_the_heads(width, architecture, wide):
+    known = architecture.startswith("vit_")
+    asked = "does not tell the number of heads: give num_heads" if known else "expected one of timm's vit_, deit_"
+    with pytest.raises(vitnp.CheckpointError, match=asked):
+        wide(width, architecture)
+
+
+@pytest.mark.parametrize("architecture", ["eva_large_patch14_196", "beit3_base_patch16_224", "resnet50", None, 3])
+def test_a_network_of_timms_that_is_no_vit_is_refused(architecture, hub):
+    with pytest.raises(vitnp.CheckpointError, match=f"config.json: architecture is '?{architecture}'?; expected one"):
+        hub(architecture=architecture)
+
+
+def test_the_gelu_of_timms_siglip_is_asked_for_unless_it_is_told(hub):
+    name = {"architecture": "vit_so400m_patch14_siglip_gap_224"}
+    with pytest.raises(vitnp.CheckpointError, match=rf"{name['architecture']} may have either .* give gelu, 'tanh' or"):
+        hub(**name)
+    for gelu in ("tanh", "erf"):
+        assert hub(**name, told={**ASKED["timm"], "gelu": gelu}).config.gelu == gelu
+    assert hub(**name, model_args={"act_layer": "gelu_tanh"}).config.gelu == "tanh"
+    assert hub(**name, model_args={"act_layer": "gelu"}).config.gelu == "erf"
 
 
 @pytest.mark.parametrize(("case", "right"), [(f"timm{pool and '-'}{pool}", pool or "token") for pool in ("", *MEANS)])

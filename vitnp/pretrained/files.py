@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vitnp.checkpoint import CheckpointError, Tensors
+from vitnp.config import SIZES
 
 PICKLE = "pytorch_model.bin"  # where older folders of transformers have no model.safetensors
 MODEL = "model.safetensors"  # in a folder of transformers, and in one of timm's hub
@@ -78,6 +79,10 @@ TIMM_ALONE = {
 TIMM_ELSE = {"num_classes", "global_pool", "class_token", "no_embed_class", "mlp_ratio"}
 TIMM_ELSE |= {"pos_embed", "weight_init", "fix_init", "dynamic_img_size", "dynamic_img_pad", "strict_img_size"}
 TIMM_ELSE |= {f"{part}drop_rate" for part in ("", "pos_", "patch_", "proj_", "attn_")} | {"drop_path_rate"}
+# the names of timm's whose networks are those of the paper's sizes; the same with more behind them may be others
+TIMM_PLAIN = re.compile(r"(?:vit|deit3?)_(tiny|small|base|large|huge)_patch\d+_\d+")
+TIMM_SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H"}
+TIMM_FAMILIES = ("vit_", "deit_", "deit3_", "flexivit_")  # others are other networks, of arrays by the same names
 # what a file of vitnp's notes: the fields of a ViTConfig that no array tells
 NOTED = ("image_size", "num_heads", "dropout", "attention_dropout", "gelu", "layer_norm_eps", "pos_init")
 NOTED_LATER = {
@@ -87,11 +92,15 @@ NOTED_LATER = {
 
 
 class Source(NamedTuple):
-    """What a file holds: its layout, its arrays, and the fields of a ViTConfig that it states."""
+    """What a file holds: its layout, its arrays, and the fields of a ViTConfig that it states.
+
+    `asked` are arguments of `load_pretrained` that it leaves open, each with what is said where it is not given.
+    """
 
     layout: str
     tensors: Tensors
     described: dict[str, Any]
+    asked: tuple[tuple[str, str], ...] = ()
 
 
 def read_source(path: Path) -> Source:
@@ -114,7 +123,7 @@ def read_source(path: Path) -> Source:
         if source.layout == "huggingface":
             return source._replace(described=source.described | _read_config(file))
         if source.layout == "timm" and not source.described:
-            return source._replace(described=_read_timm(file, "fc_norm.weight" in source.tensors))
+            return _read_timm(file, source)
         return source
     except CheckpointError:
         raise
@@ -160,10 +169,11 @@ def _read_timm_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_timm(file: Path, fc_norm: bool) -> dict[str, Any]:
-    """Return what the config.json says that timm's hub has beside its files, of which no other name can be.
+def _read_timm(file: Path, source: Source) -> Source:
+    """Return the source with what the config.json says that timm's hub has beside its files, of which no other name
+    can be.
 
-    What it leaves out is the model's own, as whether the norm comes after a mean, which the arrays tell: `fc_norm`.
+    What it leaves out is the model's own, as whether the norm comes after a mean, which the arrays tell.
     """
     path = file.with_name("config.json")
     config = _read_timm_config(path) if file.name in (MODEL, INDEX) else {}
@@ -171,7 +181,8 @@ def _read_timm(file: Path, fc_norm: bool) -> dict[str, Any]:
     if unknown := sorted(arguments.keys() - TIMM_TOLD.keys() - TIMM_ALONE.keys() - TIMM_ELSE):
         raise CheckpointError(f"{path}: model_args has {', '.join(unknown)}, of which vitnp knows nothing")
     alone = {name: (arguments[name], choices) for name, choices in TIMM_ALONE.items() if name in arguments}
-    described = {ours: arguments[theirs] for theirs, ours in TIMM_TOLD.items() if theirs in arguments}
+    named, asked = _told_by_name(path, config, source.tensors)
+    described = named | {ours: arguments[theirs] for theirs, ours in TIMM_TOLD.items() if theirs in arguments}
     for told in (arguments, config, config.get("pretrained_cfg") or {}):
         if "global_pool" in told and "global_pool" not in alone:
             alone["global_pool"] = told["global_pool"], ("token", "avg")
@@ -179,13 +190,31 @@ def _read_timm(file: Path, fc_norm: bool) -> dict[str, Any]:
         if value not in choices:
             raise CheckpointError(f"{path}: {name} is {value!r}; vitnp has {' or '.join(map(str, choices))}")
     if "global_pool" in alone:
-        mean = "mean-norm" if arguments.get("fc_norm", fc_norm) else "mean"
+        mean = "mean-norm" if arguments.get("fc_norm", "fc_norm.weight" in source.tensors) else "mean"
         described["pool"] = "token" if alone["global_pool"][0] == "token" else mean
     if "act_layer" in arguments:
         described["gelu"] = "tanh" if arguments["act_layer"] == "gelu_tanh" else "erf"
     if config.get("num_classes"):
         described["num_classes"] = config["num_classes"]
-    return described
+    return source._replace(described=described, asked=asked)
+
+
+def _told_by_name(
+    path: Path, config: dict[str, Any], tensors: Tensors
+) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
+    """Return what the name of a network of timm says of it, and what it leaves open; refuse one of another kind."""
+    name, described = config.get("architecture", ""), {}
+    if config and not (isinstance(name, str) and name.startswith(TIMM_FAMILIES)):
+        raise CheckpointError(
+            f"{path}: architecture is {name!r:.40}; expected one of timm's {', '.join(TIMM_FAMILIES)}: networks of "
+            "another kind, whose arrays may have the same names, are not read"
+        )
+    if plain := TIMM_PLAIN.fullmatch(name):
+        size, bias = SIZES[TIMM_SIZES[plain[1]]], tensors.get("patch_embed.proj.bias")
+        if bias is not None and bias.shape == (size["dim"],):  # the name stays when a network is made another width
+            described["num_heads"] = size["num_heads"]
+    either = ("gelu", f"timm's {name} may have either GELU: give gelu, 'tanh' or 'erf'")
+    return described, (either,) if "siglip" in name else ()
 
 
 def _read_object(path: Path, what: str) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def load_pretrained(
     The layout and all that a file tells are found. What it may not tell:
 
     Args:
-        num_heads: timm's and torchvision's files do not say it.
+        num_heads: timm's and torchvision's files do not say it; a folder of timm's hub does where the name of its
+            architecture is that of a size, as vit_base_patch16_224, and nothing more.
         grid: rows and columns of patches, where they are not a square, or registers make two squares possible; a
             folder of transformers tells, and one of timm's hub may.
         pool: what goes to the classifier, "token", "mean" or "mean-norm": the class token where there is one, and the
@@ -51,7 +52,8 @@ def load_pretrained(
             which vitnp has not: saying "mean" of such a file refuses it, as does the config.json that timm's hub has
             beside a model.safetensors.
         gelu, layer_norm_eps: where they are others than the layout's own programs take: "tanh" and 1e-6 for the
-            original, "erf" and 1e-6 for timm and torchvision; a folder of transformers tells.
+            original, "erf" and 1e-6 for timm and torchvision; a folder of transformers tells. Of timm's siglip, which
+            have either GELU, it is asked for unless the folder tells.
 
     What may be another than the file's:
 
@@ -143,6 +145,9 @@ def _examine(path: Path, source: Source, given: dict[str, Any]) -> Network:
             raise CheckpointError(
                 f"{path}: {name} is said to be {value}, but the file says {source.described[name]}: leave it out"
             )
+    for name, why in source.asked:
+        if name not in source.described | given:
+            raise CheckpointError(f"{path}: {why}")
     try:
         config = _configure(path, layout, sizes, rows, stem, source.described | given)
     except ConfigError as error:
