@@ -283,10 +283,9 @@ def test_a_mask_token_has_no_part_in_a_classifier(tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["", "opt/target/", "params/", "params/img/"])
-@pytest.mark.parametrize("name", ["pos_embedding", "Transformer/pos_embedding"])
-def test_positions_may_have_other_names_with_the_class_tokens_among_them(prefix, name, google):
+def test_positions_may_have_another_name_with_the_class_tokens_among_them(prefix, google):
     def edit(arrays):
-        arrays[name] = arrays.pop("Transformer/posembed_input/pos_embedding")
+        arrays["Transformer/pos_embedding"] = arrays.pop("Transformer/posembed_input/pos_embedding")
         rename_all(arrays, prefix)
 
     assert same_parameters(google(edit), load("google"))
@@ -301,6 +300,29 @@ def test_positions_of_patches_alone_are_known_behind_any_prefix(prefix, google):
     found = google(edit).parameters()["pos_embed"]
     assert not found[:, 0].any()
     assert same_bits(found[:, 1:], load("google").parameters()["pos_embed"][:, 1:])
+
+
+@pytest.mark.parametrize("prefix", ["", "params/img/"])
+@pytest.mark.parametrize(("patches", "grid"), [(8, (2, 4)), (10, (2, 5))], ids=str)  # 9 and 10 with the class token
+def test_the_class_token_beside_positions_of_patches_alone_never_has_one(patches, grid, prefix, google):
+    positions = np.random.default_rng(0).standard_normal((1, patches, 6))
+
+    def edit(arrays):
+        del arrays["Transformer/posembed_input/pos_embedding"]
+        arrays["pos_embedding"] = positions
+        rename_all(arrays, prefix)
+
+    asked = rf"the positions are of {patches} patches, which are no square: give grid=\(rows, columns\)"
+    with pytest.raises(vitnp.CheckpointError, match=asked):
+        google(edit)
+    with pytest.raises(
+        vitnp.CheckpointError, match=rf"a grid of .*; expected one of {patches} patches: give the right"
+    ):
+        google(edit, grid=(patches + 1, 1))
+    model = google(edit, grid=grid)
+    assert model.config.grid == grid
+    assert not model.embeddings.pos_embed[:, 0].any()
+    assert same_bits(model.embeddings.pos_embed[:, 1:], positions)
 
 
 def test_the_clock_of_a_training_and_a_network_for_text_are_left_out(google):
@@ -682,7 +704,8 @@ def test_an_epsilon_that_is_no_number_is_refused():
 
 def test_a_grid_that_is_no_square_is_asked_for():
     with pytest.raises(
-        vitnp.CheckpointError, match=r"9 positions, with a class token, are no square .*grid=\(rows, col"
+        vitnp.CheckpointError,
+        match=r"are of 8 patches, which are no square, or of 9 if what is in front of them has no .*grid=\(rows, col",
     ):
         load("timm", grid=None)
 
@@ -700,7 +723,7 @@ def test_a_grid_may_be_a_list_and_a_square_one_an_int():
 
 def test_a_grid_of_another_number_of_patches_is_refused():
     with pytest.raises(
-        vitnp.CheckpointError, match=r"9 positions do not go with a grid of \(3, 4\); expected one of 8"
+        vitnp.CheckpointError, match=r"the positions do not go with a grid of \(3, 4\); expected one of 8 or 9 pa"
     ):
         load("timm", grid=(3, 4))
 
@@ -709,7 +732,7 @@ def test_a_grid_of_another_number_of_patches_is_refused():
     ("case", "told", "message"),
     [
         ("google", {"num_heads": 2}, "num_heads is said to be 2, but the arrays have 3"),
-        ("huggingface", {"grid": (4, 2)}, "9 positions do not go with a grid of"),
+        ("huggingface", {"grid": (4, 2)}, "the positions do not go with a grid of"),
         ("huggingface", {"num_heads": 2}, "num_heads is said to be 2, but the file says 3: leave it out"),
         ("huggingface-tanh", {"gelu": "erf"}, "gelu is said to be erf, but the file says tanh: leave it out"),
     ],
@@ -735,7 +758,7 @@ def test_what_the_file_says_may_be_said_again():
         ({"hidden_size": 12}, "dim is said to be 12, but the arrays have 6"),
         ({"num_hidden_layers": 3}, "depth is said to be 3, but the arrays have 2"),
         ({"image_size": "large"}, "image_size is 'large'; expected an integer of at least 1"),
-        ({"image_size": 224}, r"9 positions do not go with a grid of \(74, 112\)"),
+        ({"image_size": 224}, r"the positions do not go with a grid of \(74, 112\)"),
         ({"num_attention_heads": 4}, "dim 6 is not divisible by num_heads 4"),
         ({"layer_norm_eps": "small"}, "layer_norm_eps is 'small'; expected a number"),
     ],

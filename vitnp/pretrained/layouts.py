@@ -159,6 +159,7 @@ class Layout:
             the programs that read it.
         mean_norm: what precedes the names of the final norm where it comes after the mean, if the layout has that.
         stem: how a hybrid's ResNet is called, where the layout has any.
+        bare_tokens: whether what is in front of the patches may be without positions.
     """
 
     outer: Table
@@ -171,6 +172,7 @@ class Layout:
     representation: bool
     mean_norm: str | None = None
     stem: StemLayout | None = None
+    bare_tokens: bool = False
     unused: tuple[str, ...] = ()
 
     def rows(self, depth: int, stem: Stem | None = None, mean_norm: bool = False) -> Iterator[Row]:
@@ -288,6 +290,7 @@ TIMM = Layout(
     mean=True,
     representation=True,
     mean_norm="fc_norm.",
+    bare_tokens=True,
     stem=StemLayout(
         root="patch_embed.backbone.stem.",
         unit="patch_embed.backbone.stages.{s}.blocks.{u}.",

@@ -174,8 +174,8 @@ def _rename(path: Path, layout: Layout, tensors: Tensors) -> Tensors:
 def _one_by_one(tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the arrays as the original's first programs wrote them, where later ones write others.
 
-    Those stack the arrays of all blocks, and put the class token in front of patches that have their positions already.
-    Where the number of positions is no square, it has one, too, or the grid is asked for.
+    Those stack the arrays of all blocks, and put the class token in front of patches that have their positions already,
+    so that it has none: zeros are as good.
     """
     tower = "((opt/target|params)/(img/)?)?"
     token = any(re.fullmatch(f"{tower}cls", name) for name in tensors)
@@ -184,8 +184,7 @@ def _one_by_one(tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
             for i, part in enumerate(tensor):
                 yield name.replace("encoderblock", f"encoderblock_{i}"), part
         elif token and re.fullmatch(f"{tower}pos_embedding", name) and tensor.ndim == 3:
-            alone = math.isqrt(tensor.shape[1]) ** 2 == tensor.shape[1]
-            yield name, np.pad(tensor, ((0, 0), (int(alone), 0), (0, 0)))
+            yield name, np.pad(tensor, ((0, 0), (1, 0), (0, 0)))
         else:
             yield name, tensor
 
@@ -297,7 +296,9 @@ def _configure(
             f"{path}: the file does not tell the number of heads: give num_heads, a divisor of {sizes['D']}"
             + "".join(f"; the original's of this width have {heads}" for heads in usual)
         )
-    rows_columns = _find_grid(path, sizes["N"], found, told)
+    others = (found["pool"] == "token") + found["registers"]
+    counts = (sizes["N"] - others, sizes["N"])[: 1 + (others > 0 and layout.bare_tokens)]
+    rows_columns = _find_grid(path, counts, found, told)
     stride = 1 if stem is None else 4 << max(0, len(stem.blocks) - 1)
     found["image_size"] = tuple(n * side * stride for n, side in zip(rows_columns, found["patch_size"], strict=True))
     if stem is not None and "image_size" in told:
@@ -310,15 +311,14 @@ def _configure(
     return config
 
 
-def _find_grid(path: Path, positions: int, found: dict[str, Any], told: dict[str, Any]) -> tuple[int, int]:
-    """Return rows and columns of the patches; what is in front of them may or may not have positions of its own."""
-    others = (found["pool"] == "token") + found["registers"]
-    counts = (positions - others, positions) if others else (positions,)
+def _find_grid(path: Path, counts: tuple[int, ...], found: dict[str, Any], told: dict[str, Any]) -> tuple[int, int]:
+    """Return rows and columns of the patches, of which there may be `counts`, most likely the first."""
     # with registers, either is common; a class token alone is seldom without a position
     squares = [n for n in (counts if found["registers"] else counts[:1]) if n > 0 and math.isqrt(n) ** 2 == n]
+    others = counts[-1] - counts[0]
     if len(squares) > 1 and not {"grid", "image_size"} & told.keys():
         raise CheckpointError(
-            f"{path}: {positions} positions may be of {' or '.join(map(str, squares))} patches, as the {others} tokens "
+            f"{path}: {counts[1]} positions may be of {' or '.join(map(str, squares))} patches, as the {others} tokens "
             "in front of them have positions or none: give grid=(rows, columns)"
         )
     if "image_size" in told:
@@ -328,14 +328,15 @@ def _find_grid(path: Path, positions: int, found: dict[str, Any], told: dict[str
     elif "grid" in told or squares:
         grid = pair("grid", told["grid"] if "grid" in told else math.isqrt(squares[0]))
     else:
+        either = f", or of {counts[1]} if what is in front of them has no positions" if others else ""
         raise CheckpointError(
-            f"{path}: {positions} positions, {'with' if found['pool'] == 'token' else 'without'} a class token, are no "
-            "square of patches: give grid=(rows, columns), unless the file is cut"
+            f"{path}: the positions are of {max(0, counts[0])} patches, which are no square{either}: "
+            "give grid=(rows, columns), unless the file is cut"
         )
     if math.prod(grid) not in counts or pair("grid", told.get("grid", grid)) != grid:
         raise CheckpointError(
-            f"{path}: {positions} positions do not go with a grid of {grid}; expected one of "
-            f"{' or '.join(map(str, counts))} patches: give the right grid=(rows, columns)"
+            f"{path}: the positions do not go with a grid of {grid}; expected one of {' or '.join(map(str, counts))} "
+            "patches: give the right grid=(rows, columns)"
         )
     return grid
 
