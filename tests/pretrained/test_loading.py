@@ -1065,12 +1065,56 @@ def test_an_index_that_does_not_fit_its_files_is_refused(shards, change, message
         ("{", "no readable JSON: Expecting"),
         ('{"image_mean": 0.5}', "image_mean is 0.5; expected a list of numbers, one a channel"),
         ('{"image_std": ["half"]}', r"image_std is \['half'\]; expected a list of numbers"),
+        ('{"do_normalize": "no"}', "do_normalize is 'no'; expected true or false"),
+        ('{"do_rescale": 0}', "do_rescale is 0; expected true or false"),
+        ('{"rescale_factor": "1/255"}', "rescale_factor is '1/255'; expected a number above 0"),
+        ('{"rescale_factor": true}', "rescale_factor is True; expected a number above 0"),
+        ('{"rescale_factor": 0}', "rescale_factor is 0; expected a number above 0"),
+        ('{"rescale_factor": Infinity}', "rescale_factor is inf; expected a number above 0"),
     ],
 )
 def test_a_scale_that_is_none_is_refused(content, message, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(content)
     with pytest.raises(vitnp.CheckpointError, match=rf"preprocessor_config\.json: {message}"):
         read_scale(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"do_normalize": False, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+        {"do_normalize": False, "do_rescale": False},
+        {"do_rescale": False, "image_mean": [120.0, 130.0], "image_std": [60, 70.0]},
+        {"rescale_factor": 1 / 127.5, "image_mean": [1.0, 0.5], "image_std": [0.3, 0.7]},
+        {"rescale_factor": 1 / 127.5, "do_normalize": False},
+        {"rescale_factor": 0.01},
+        {"rescale_factor": None, "do_rescale": None, "do_normalize": None, "image_mean": [0, 1], "image_std": [1, 2]},
+    ],
+    ids=str,
+)
+def test_pixels_are_scaled_as_transformers_scales_them(told, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
+    (tmp_path / "config.json").write_text(json.dumps({"num_channels": 2}))
+    told = {name: value for name, value in told.items() if value is not None}
+    pixels = np.arange(256.0).repeat(2).reshape(-1, 2)
+    truth = pixels * told.get("rescale_factor", 1 / 255) if told.get("do_rescale", True) else pixels
+    if told.get("do_normalize", True):
+        truth = (truth - told.get("image_mean", [0.5] * 2)) / told.get("image_std", [0.5] * 2)
+    mean, std = read_scale(tmp_path)
+    assert (len(mean), len(std)) == (2, 2)
+    assert error((pixels / 255 - mean) / std, truth) < 1e-14
+
+
+def test_the_channels_that_are_not_normalised_are_the_networks_or_three(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    assert read_scale(tmp_path) == ([0] * 3, [1] * 3)
+    (tmp_path / "config.json").write_text('{"num_channels": "two"}')
+    with pytest.raises(vitnp.CheckpointError, match=r"config\.json: num_channels is 'two'; expected an integer of at"):
+        read_scale(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(
+        '{"rescale_factor": 0.00392156862745098}'
+    )  # as it writes 1 / 255
+    assert read_scale(tmp_path) == (None, None)
 
 
 def test_what_is_not_there_is_named_with_what_is(tmp_path):

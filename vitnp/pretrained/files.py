@@ -7,6 +7,7 @@ projection tells. Nothing in any of them is run: pickles, as PyTorch writes them
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 import zipfile
@@ -91,6 +92,9 @@ NOTED_LATER = {
 }  # what files have that were written before there were these
 
 
+Scale = tuple[list[float] | None, list[float] | None]  # mean and std
+
+
 class Source(NamedTuple):
     """What a file holds: its layout, its arrays, and the fields of a ViTConfig that it states.
 
@@ -135,27 +139,61 @@ def read_source(path: Path) -> Source:
         raise CheckpointError(f"{file}: damaged or cut short: {error}") from None
 
 
-def read_scale(path: Path) -> tuple[list[float] | None, list[float] | None]:
+def read_scale(path: Path) -> Scale:
     """Return the (mean, std) that a folder of transformers or of timm's hub tells of its images, None where none does.
 
-    `path` is the folder, or the model.safetensors in it.
+    `path` is the folder, or the model.safetensors in it. Pixels are in [0, 1]. Raises CheckpointError for what is no
+    mean, and the like.
     """
     if path.name in (MODEL, INDEX):
         path = path.parent
-    source, names = path / "preprocessor_config.json", ("image_mean", "image_std")
+    source = path / "preprocessor_config.json"
     if source.is_file():
-        told = _read_object(source, "how transformers prepares an image")
-    else:
-        source, names = path / "config.json", ("mean", "std")
-        config = _read_timm_config(source)
-        told = config.get("pretrained_cfg") or config  # older ones have all of it in one
-    for name in names:
-        numbers = told.get(name)
-        right = isinstance(numbers, list) and all(type(number) in (int, float) for number in numbers)
-        if numbers is not None and not right:
-            raise CheckpointError(f"{source}: {name} is {numbers!r:.40}; expected a list of numbers, one a channel")
-    mean, std = (told.get(name) for name in names)
-    return mean, std
+        return _read_processor(source)
+    source = path / "config.json"
+    config = _read_timm_config(source)
+    told = config.get("pretrained_cfg") or config  # older ones have all of it in one
+    return _one_a_channel(source, told, "mean"), _one_a_channel(source, told, "std")
+
+
+def _read_processor(source: Path) -> Scale:
+    """Return mean and std of pixels p in [0, 1], of which transformers makes 255 r p, and normalises that or does not:
+
+    (255 r p − mean) / std  =  (p − mean / 255 r) / (std / 255 r)
+    """
+    told = _read_object(source, "how transformers prepares an image")
+    told = {name: value for name, value in told.items() if value is not None}
+    for name in ("do_rescale", "do_normalize"):
+        if not isinstance(told.get(name, True), bool):
+            raise CheckpointError(f"{source}: {name} is {told[name]!r:.40}; expected true or false")
+    r = told.get("rescale_factor", 1 / 255)
+    if type(r) not in (int, float) or not 0 < r < math.inf:
+        raise CheckpointError(f"{source}: rescale_factor is {r!r:.40}; expected a number above 0")
+    mean, std = _one_a_channel(source, told, "image_mean"), _one_a_channel(source, told, "image_std")
+    white = 255 * (r if told.get("do_rescale", True) else 1)  # what a pixel of 1 becomes
+    if not told.get("do_normalize", True):
+        channels = _count_channels(source.with_name("config.json"))
+        mean, std = [0.0] * channels, [1.0] * channels
+    if white == 1:
+        return mean, std
+    usual = [0.5] * _count_channels(source.with_name("config.json"))  # of transformers, where the file has none
+    return [m / white for m in mean or usual], [s / white for s in std or usual]
+
+
+def _one_a_channel(source: Path, told: dict[str, Any], name: str) -> list[float] | None:
+    numbers: list[float] | None = told.get(name)
+    right = isinstance(numbers, list) and all(type(number) in (int, float) for number in numbers)
+    if numbers is not None and not right:
+        raise CheckpointError(f"{source}: {name} is {numbers!r:.40}; expected a list of numbers, one a channel")
+    return numbers
+
+
+def _count_channels(path: Path) -> int:
+    config = _read_object(path, "the configuration of a model of transformers") if path.is_file() else {}
+    channels = config.get("num_channels", 3)
+    if type(channels) is not int or channels < 1:
+        raise CheckpointError(f"{path}: num_channels is {channels!r:.40}; expected an integer of at least 1")
+    return channels
 
 
 def _read_timm_config(path: Path) -> dict[str, Any]:
