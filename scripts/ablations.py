@@ -11,7 +11,7 @@ Nothing is chosen: the accuracy on images kept for validation is written to the 
 
 Results are kept in --out, one folder for each variant and seed. The same command goes on after a stop, or a kill, where
 it was, and trains what is not there yet: more --seeds, another --only. The tables are ablations.md and ablations.json,
-the picture ablations.png.
+the picture ablations.png, and all three have everything that is finished there.
 """
 
 import argparse
@@ -113,7 +113,7 @@ class Variant(NamedTuple):
 
 
 def choose(args):
-    """Return the variants to train, of the ablations of --only."""
+    """Return all variants of the data set, and those to train, of the ablations of --only."""
     if args.dataset not in BENCHES:
         raise ValueError(f"there is no data set {args.dataset!r}; choose one of {', '.join(BENCHES)}")
     network = BENCHES[args.dataset].network
@@ -122,11 +122,12 @@ def choose(args):
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"--only is {unknown[0]!r}; choose from {','.join(known)}")
     variants = []
-    for ablation in dict.fromkeys(names):
-        for value, fields in known[ablation].items():
+    for ablation, values in known.items():
+        for value, fields in values.items():
             config = dataclasses.replace(network, **fields)
             variants.append(Variant(ablation, value, config, "base" if config == network else f"{ablation}-{value}"))
-    return variants
+    chosen = [variant for name in dict.fromkeys(names) for variant in variants if variant.ablation == name]
+    return variants, chosen
 
 
 def recipe_of(args):
@@ -187,6 +188,15 @@ def read_result(path, config):
     return result
 
 
+def read_finished(variants, out):
+    """Return by the variants' names what is there: a dict of results by their seeds."""
+    results = {}
+    for variant in variants:
+        found = [read_result(path, variant.config) for path in out.glob(f"{variant.name}/seed-*/result.json")]
+        results[variant.name] = {result["seed"]: result for result in found}
+    return results
+
+
 def write_sealed(path, content):
     """Write a dict as JSON, with a digest by which `read_sealed` knows it again."""
     write_atomically(path, json.dumps({**content, "sha256": _digest(content)}).encode())
@@ -227,10 +237,10 @@ def check_recipe(out, recipe, args):
 
 
 def tabulate(variants, results):
-    """Return a dict for each variant with results, that JSON can hold; `results` are lists by the variants' names."""
+    """Return a dict for each variant with results, that JSON can hold; `results` are by names and seeds."""
     rows = []
     for variant in variants:
-        if found := results.get(variant.name):
+        if found := [result for _, result in sorted(results.get(variant.name, {}).items())]:
             accuracies, costs = [result["test_accuracy"] for result in found], vitnp.summary(variant.config)
             rows.append(
                 {
@@ -305,7 +315,7 @@ def draw(rows, path, dataset):
 
 
 def run(args):
-    variants = choose(args)
+    variants, chosen = choose(args)
     for name, least in (("seeds", 1), ("epochs", 1), ("shards", 1), ("images", 1), ("save_every", 0)):
         if (value := getattr(args, name)) is not None and not least <= value < math.inf:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be {least} or more, and finite")
@@ -319,26 +329,33 @@ def run(args):
         write_sealed(out / "recipe.json", settings)
         if args.images is not None:
             train_set = train_set.subset(range(min(len(train_set), args.images + recipe.held_out)))
-        return train_all(variants, (train_set, test_set), recipe, out, args)
+        return train_all(variants, chosen, (train_set, test_set), recipe, out, args)
 
 
-def train_all(variants, sets, recipe, out, args):
-    """Train every variant with the first seed, then with the second: whenever it is stopped, the table is fair."""
-    results, unique = {}, {variant.name: variant for variant in variants}
+def train_all(variants, chosen, sets, recipe, out, args):
+    """Train the chosen ones with the first seed, then with the second: whenever it is stopped, the table is fair.
+
+    It has all that is finished, whichever command did that.
+    """
+    results, unique = read_finished(variants, out), {variant.name: variant for variant in chosen}
+    # the base alone, which they all share, compares nothing
+    known = {variant.ablation for variant in variants if variant.name != "base" and results[variant.name]}
+    known |= {variant.ablation for variant in chosen}
+    lines = [variant for variant in variants if variant.ablation in known]
     jobs = [(seed, variant) for seed in range(args.seeds) for variant in unique.values()]
     for number, (seed, variant) in enumerate(jobs, 1):
         result = train_one(variant, seed, sets, recipe, out)
         if isinstance(result, int):
             print(f"stopped in {variant.name}, seed {seed}: the same command goes on")
             return result
-        results.setdefault(variant.name, []).append(result)
+        results[variant.name][seed] = result
         accuracy, speed = 100 * result["test_accuracy"], result["images_per_s"]
         print(
             f"{number:3}/{len(jobs)}  {variant.name}, seed {seed}: {accuracy:.2f} %, {speed:,.0f} images/s, "
             f"{result['seconds']:.0f} s",
             flush=True,
         )
-        rows = write_tables(variants, results, out, args.dataset)
+        rows = write_tables(lines, results, out, args.dataset)
     draw(rows, out / "ablations.png", args.dataset)
     print(f"\n{markdown(rows)}\nin {out}: ablations.md, ablations.json, and each run in a folder of its own")
     return 0

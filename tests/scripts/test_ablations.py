@@ -72,10 +72,10 @@ def test_every_value_has_a_line_and_the_base_is_trained_once(out):
     assert found == [
         ("pooling", "token", True),
         ("pooling", "mean", False),
-        ("depth", "1", False),
-        ("depth", "2", True),
         ("patch", "7", True),
         ("patch", "14", False),
+        ("depth", "1", False),
+        ("depth", "2", True),
     ]
     runs = {str(path.relative_to(out).parent) for path in out.rglob("result.json")}
     names = ("base", "pooling-mean", "depth-1", "patch-14")
@@ -108,7 +108,7 @@ def test_the_picture_is_of_all_lines(out):
 
 def _variants(script, only=None, dataset="digits"):
     options = [dataset, *(["--only", only] if only else [])]
-    return script.choose(script.make_parser().parse_args(options))
+    return script.choose(script.make_parser().parse_args(options))[1]
 
 
 def test_the_table_is_markdown_whose_lines_are_equally_long(out):
@@ -126,12 +126,25 @@ def test_what_is_finished_is_not_trained_again(out, script, monkeypatch):
     assert (out / "ablations.json").read_bytes() == before
 
 
-def test_another_choice_finds_the_results_of_the_first(out, script, monkeypatch, tmp_path):
+def test_the_tables_have_all_that_is_finished_whatever_is_asked_for(out, script, monkeypatch):
     monkeypatch.setattr(script, "Run", None)
-    before = accuracies(out)
+    names = "ablations.json", "ablations.md", "ablations.png"
+    before = [(out / name).read_bytes() for name in names]
     assert ablate(script, out, "--only", "depth", "--seeds", 1) == 0
-    assert accuracies(out) == {key: values[:1] for key, values in before.items() if key[0] == "depth"}
-    assert ablate(script, out, "--only", "pooling,depth,patch", "--seeds", 2) == 0  # as the other tests want it
+    assert [(out / name).read_bytes() for name in names] == before
+
+
+def test_seeds_are_in_their_order_and_those_that_are_not_asked_for_are_there_too(out, script, monkeypatch, tmp_path):
+    shutil.copytree(out, tmp_path / "copy")
+    first, other = (tmp_path / "copy" / "depth-1" / f"seed-{seed}" / "result.json" for seed in (0, 10))
+    result = script.read_sealed(first, "")
+    other.parent.mkdir()
+    script.write_sealed(other, {**result, "seed": 10, "test_accuracy": 0.125})
+    monkeypatch.setattr(script, "Run", None)
+    assert ablate(script, tmp_path / "copy", "--only", "pooling", "--seeds", 1) == 0
+    found, before = accuracies(tmp_path / "copy"), accuracies(out)
+    assert found.pop(("depth", "1")) == [*before.pop(("depth", "1")), 0.125]
+    assert found == before
 
 
 class _Killed(BaseException):
@@ -174,7 +187,7 @@ def test_a_signal_stops_after_the_step_and_says_that_the_same_command_goes_on(
 
 def test_one_seed_has_no_spread(script):
     result = {"test_accuracy": 0.5, "images_per_s": 10.0}
-    (row,) = script.tabulate(_variants(script, "pooling")[:1], {"base": [result]})
+    (row,) = script.tabulate(_variants(script, "pooling")[:1], {"base": {0: result}})
     assert row["deviation"] is None
     assert "| 50.00 |" in re.sub(" +", " ", script.markdown([row]))
 
