@@ -1,5 +1,7 @@
 """A model is made ready for another task: what it learned stays, but for the classifier."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers import error, hard_model, images_for, same_bits
@@ -80,6 +82,33 @@ def test_a_grid_of_as_many_patches_in_another_shape_is_another_grid():
     )
 
 
+@pytest.mark.parametrize("pos_at", ["stem", "shared"])
+def test_fixed_waves_are_those_of_the_larger_grid(pos_at):
+    """The same as learned positions that hold these waves, those of the column in the first half."""
+    model = hard_model(positions="sincos", pos_at=pos_at, dim=8)  # a grid of 2 x 4
+    found = vitnp.adapt(model, 3, image_size=(9, 12))
+    assert (found.config.positions, found.config.grid) == ("sincos", (3, 6))
+    truth = vitnp.VisionTransformer(replace(found.config, positions="learned"), rng=None, dtype="float64")
+    for name, array in truth.parameters().items():
+        array[...] = 0 if name.startswith("head.") or "pos_embed" in name else model.parameters()[name]
+    (place,) = [array for name, array in truth.parameters().items() if "pos_embed" in name]
+    for n in range(18):
+        for i in range(2):  # two frequencies, of 1 and 1/100 radian a patch
+            column, row = (where / 100**i for where in (n % 6, n // 6))
+            angles = [np.sin(column), np.cos(column), np.sin(row), np.cos(row)]
+            place[0, n - 18, i::2] = angles
+    images = images_for(found)
+    assert error(found.features(images), truth.features(images)) < 1e-12
+    assert error(found.features(images), _without_positions(truth).features(images)) > 1e-3
+
+
+def _without_positions(model):
+    for name, array in model.parameters().items():
+        if "pos_embed" in name:
+            array[...] = 0
+    return model
+
+
 def test_the_rule_is_the_original_s_unless_said():
     model = hard_model()
     found, truth = vitnp.adapt(model, 3, image_size=12), vitnp.adapt(model, 3, image_size=12, resize="align-corners")
@@ -89,14 +118,12 @@ def test_the_rule_is_the_original_s_unless_said():
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="resize is 'zoom'"):
         vitnp.adapt(hard_model(), 3, image_size=12, resize="zoom")
+    with pytest.raises(ValueError, match="resize is 'zoom'"):
+        vitnp.adapt(hard_model(), 3, resize="zoom")  # though there is nothing to resize
     with pytest.raises(vitnp.ConfigError, match="image height 10 is not divisible by patch height 3"):
         vitnp.adapt(hard_model(), 3, image_size=10)
     with pytest.raises(ValueError, match="positions 'relative-1d' are offsets in raster order for the first"):
         vitnp.adapt(hard_model(positions="relative-1d"), 3, image_size=(6, 12))
-    fixed = hard_model(positions="sincos", dim=8)
-    with pytest.raises(ValueError, match=r"patches \(2, 6\), but positions 'sincos' are fixed waves for"):
-        vitnp.adapt(fixed, 3, image_size=(6, 12))
-    assert same_bits(vitnp.adapt(fixed, 3).features(images_for(fixed)), fixed.features(images_for(fixed)))
     with pytest.raises(TypeError, match=r"predicts masked patches; expected its encoder: adapt model\.backbone\(\)"):
         vitnp.adapt(vitnp.MaskedPatchPrediction(vitnp.ViTConfig()), 3)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from vitnp.backend import to_cpu
 from vitnp.masked import MaskedPatchPrediction
-from vitnp.pretrained.positions import resize_grid, resize_matrix
+from vitnp.pretrained.positions import check_rule, resize_grid, resize_matrix
 from vitnp.vit import VisionTransformer
 
 Grid = tuple[int, int]
@@ -32,16 +32,18 @@ def adapt(
         num_classes: of the new head.
         image_size: pixels, an int or a (height, width) pair, the model's own unless said. Patches keep their size, so
             larger images are more of them, and the positions are resized: on the grid, or along each axis where rows
-            and columns, or the distances between patches, have their own.
+            and columns, or the distances between patches, have their own. "sincos" are the waves of the new grid: a
+            patch keeps those of its row and column.
         resize: by which rule: "align-corners" as the original, "bilinear", "bicubic", "bicubic-antialias"; see
             `vitnp.pretrained.positions`.
 
-    Raises ConfigError for sizes that no network can have, ValueError for an unknown rule and for another grid where
-    positions are "sincos" or "relative-1d", which nothing resizes, TypeError for a network that predicts masked
-    patches.
+    Raises ConfigError for sizes that no network can have, ValueError for an unknown rule, whether or not there is
+    anything to resize, and for another grid where positions are "relative-1d", which nothing resizes, TypeError for a
+    network that predicts masked patches.
     """
     if isinstance(model, MaskedPatchPrediction):
         raise TypeError("the model predicts masked patches; expected its encoder: adapt model.backbone()")
+    check_rule(resize)
     changes: dict[str, Any] = {
         "num_classes": num_classes,
         "representation_size": None,
@@ -53,11 +55,10 @@ def adapt(
     config = replace(model.config, image_size=size, **changes)
     adapted = VisionTransformer(config, rng=None, dtype=model.flat.dtype)
     own, grids = adapted.parameters(), (model.config.grid, config.grid)
-    fixed = {"sincos": "fixed waves", "relative-1d": "offsets in raster order"}.get(config.positions)
-    if fixed is not None and grids[0] != grids[1]:
+    if config.positions == "relative-1d" and grids[0] != grids[1]:
         raise ValueError(
-            f"image_size {size} makes of the grid {grids[0]} of patches {grids[1]}, but positions {config.positions!r} "
-            f"are {fixed} for the first: keep {model.config.image_size}"
+            f"image_size {size} makes of the grid {grids[0]} of patches {grids[1]}, but positions 'relative-1d' are "
+            f"offsets in raster order for the first: keep {model.config.image_size}"
         )
     for name, array in model.parameters().items():
         learned, last = to_cpu(array), name.rpartition(".")[2]
