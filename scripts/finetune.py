@@ -23,6 +23,7 @@ from vitnp.options import (
     add_download_options,
     add_pretrained_options,
     check_shift,
+    grid,
     told_of_pretrained,
     training_parser,
 )
@@ -111,6 +112,11 @@ def make_model(args):
     return model
 
 
+def size(text):
+    """384 -> 384, of both sides, and 48x32 -> [48, 32]: a list, as a checkpoint's settings have it."""
+    return grid(text) if "x" in text else int(text)
+
+
 def numbers(text):
     return list(map(float, text.split(",")))
 
@@ -132,7 +138,9 @@ def make_parser():
     start = parser.add_argument_group("what it begins with")
     start.add_argument("--pretrained", type=os.path.abspath, metavar="PATH", help="a published model or a checkpoint")
     add_pretrained_options(start)
-    start.add_argument("--image-size", type=int, help="pixels on a side that images are scaled to; the model's own")
+    start.add_argument(
+        "--image-size", type=size, metavar="N or HxW", help="pixels that images are scaled to; the model's own"
+    )
     start.add_argument(
         "--resize", choices=vitnp.pretrained.positions.RULES, default="align-corners", help="rule for positions"
     )

@@ -30,7 +30,7 @@ def pretrained(digits_run):
 def finetuned(run, pretrained, photographs, tmp_path_factory):
     """What a run at a higher resolution with an average printed, and the folder where it ran."""
     cwd = tmp_path_factory.mktemp("finetuned")
-    more = ["--image-size", 35, "--ema", 0.8, "--save-every", 0]
+    more = ["--image-size", "35x28", "--ema", 0.8, "--save-every", 0]
     return run("finetune.py", "--pretrained", pretrained, "--data", photographs, *OPTIONS, *more, cwd=cwd).stdout, cwd
 
 
@@ -40,7 +40,7 @@ def test_the_network_is_the_learned_one_with_more_patches_and_the_new_classes(fi
     found, start = vitnp.load_classifier(cwd / CHECKPOINT), vitnp.load_classifier(pretrained)
     assert found.class_names == ("nought", "one", "two")
     assert (found.mean, found.std) == (start.mean, start.std)
-    assert (found.model.config.grid, found.model.config.channels, found.model.config.dim) == ((5, 5), 1, 16)
+    assert (found.model.config.grid, found.model.config.channels, found.model.config.dim) == ((5, 4), 1, 16)
     assert type(vitnp.load_checkpoint(cwd / CHECKPOINT).optimizer) is vitnp.SGD
 
 
@@ -95,6 +95,19 @@ def test_from_scratch_it_is_the_same_network_and_scale_with_random_weights(scrip
     random = vitnp.VisionTransformer(learned.config, rng=3)
     assert np.array_equal(scratch.flat, random.flat)
     assert not np.array_equal(learned.flat, random.flat)
+
+
+@pytest.mark.parametrize(("option", "setting", "grid"), [("14x21", [14, 21], (2, 3)), ("35", 35, (5, 5))])
+def test_an_image_size_is_a_number_or_height_and_width(script, pretrained, option, setting, grid):
+    args, model = made(script, "--pretrained", pretrained, "--dataset", "mnist", "--image-size", option)
+    assert args.image_size == setting
+    assert model.config.grid == grid
+
+
+def test_an_image_size_of_three_sides_is_none(script, capsys):
+    with pytest.raises(SystemExit):
+        script.make_parser().parse_args(["--image-size", "14x21x3"])
+    assert "argument --image-size: invalid size value: '14x21x3'" in capsys.readouterr().err
 
 
 def test_grid_gelu_and_epsilon_of_a_published_model_can_be_told(script, tmp_path):
