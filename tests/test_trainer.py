@@ -914,7 +914,10 @@ def run_main(monkeypatch, options, load_data=no_data):
     ("options", "message"),
     [
         (["--heads", "4"], "dim 6 is not divisible by num_heads 4: use one of [1, 2, 3, 6]"),
-        (["--patch-size", "4"], "image height 6 is not divisible by patch height 4: use an image of 4 or 8"),
+        (
+            ["--patch-size", "4"],
+            "image height 6 is not divisible by patch height 4: use an image of 4 or 8, or another patch_size",
+        ),
         (["--lr", "nan"], "--lr is nan; it must be above 0, and finite"),
         (["--dropout", "1"], "dropout is 1.0; it must be at least 0 and below 1"),
         (["--shift", "6"], "--shift is 6; expected an integer from 0 to 5"),

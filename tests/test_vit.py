@@ -627,7 +627,10 @@ def test_configuration_survives_json():
         ({"stem_width": math.inf}, "stem_width is inf; it must be a multiple of 0.5"),
         ({"stem_width": math.nan}, "stem_width is nan; it must be a multiple of 0.5"),
         ({"stem_width": "wide"}, "stem_width is 'wide'; expected a number"),
-        ({"image_size": 5}, "image height 5 is not divisible by patch height 7: use an image of 7"),
+        (
+            {"image_size": 5},
+            r"image height 5 is not divisible by patch height 7: use an image of 7, or another patch_size$",
+        ),
         ({"image_size": (28, 28, 1)}, "image_size is .28, 28, 1.; expected an int or a .height, width. pair"),
         ({"patch_size": (7,)}, "patch_size is .7,.; expected an int or a .height, width. pair"),
         ({"patch_size": 0}, "patch_size is 0; expected an integer of at least 1"),

@@ -108,7 +108,8 @@ class ViTConfig:
                 nearest = " or ".join(f"{size}" for size in sizes if size)
                 by = f", {places} places of the stem's map," if self.stem_blocks is not None else ""
                 raise ConfigError(
-                    f"image {side} {image}{by} is not divisible by patch {side} {patch}: use an image of {nearest}"
+                    f"image {side} {image}{by} is not divisible by patch {side} {patch}: use an image of {nearest}, "
+                    "or another patch_size"
                 )
         if self.dim % self.num_heads:
             valid = [heads for heads in range(1, 4 * self.num_heads) if self.dim % heads == 0]
