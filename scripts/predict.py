@@ -21,10 +21,21 @@ from vitnp.data import DataError, normalize, read_image
 from vitnp.data.files import one_line
 from vitnp.inspection import attention_rollout, check_new_picture, prediction_picture
 from vitnp.options import PRETRAINED, add_pretrained_options, told_of_pretrained
-from vitnp.pretrained import read_scale
+from vitnp.pretrained import read_class_names, read_scale
 
 AT_A_TIME = 64  # images
 PICTURED = 120  # images in a picture, at most
+
+
+def read_labels(path, classes):
+    """Return the names in a file, one a line; blank lines at its end, as editors leave them, are none."""
+    try:
+        names = path.read_text(encoding="utf-8-sig").rstrip().splitlines()  # without the mark that some begin with
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: no text in UTF-8 ({error.reason} at byte {error.start}): save it as that") from None
+    if len(names) != classes:
+        raise ValueError(f"{path}: {len(names)} lines; expected {classes}, a name for each class of the model")
+    return names
 
 
 def load_pretrained(args):
@@ -33,9 +44,9 @@ def load_pretrained(args):
     classes, channels = model.config.num_classes, model.config.channels
     names = [str(k) for k in range(classes)]
     if args.labels is not None:
-        names = args.labels.read_text(encoding="utf-8").splitlines()
-    if len(names) != classes:
-        raise ValueError(f"{args.labels}: {len(names)} lines; expected {classes}, a name for each class of the model")
+        names = read_labels(args.labels, classes)
+    elif len(told := read_class_names(args.pretrained) or ()) == classes:
+        names = [one_line(name) for name in told]
     mean, std = (given or told for given, told in zip((args.mean, args.std), read_scale(args.pretrained), strict=True))
     if mean is None or std is None:
         print("--mean and --std are 0.5 where they are not told, as in the original", file=sys.stderr)
@@ -121,7 +132,9 @@ def make_parser():
         help="checkpoint.safetensors of a training script, then images; or only images",
     )
     parser.add_argument("--pretrained", type=Path, metavar="PATH", help="a published model instead of a checkpoint")
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="the names of its classes, one a line")
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="the names of its classes, one a line; its config.json's"
+    )
     add_pretrained_options(parser)
     parser.add_argument("--mean", type=numbers, help="what is taken from its pixels in [0, 1], as 0.5,0.5,0.5")
     parser.add_argument("--std", type=numbers, help="what they are divided by then")

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import vitnp
 from vitnp.config import SIZES
-from vitnp.pretrained.files import read_scale
+from vitnp.pretrained import read_class_names, read_scale
 
 REFERENCE = Path(__file__).parent.parent / "reference" / "pretrained"
 # what the files do not tell
@@ -1002,7 +1002,9 @@ def test_a_stem_without_its_root_is_missing_it(tmp_path):
 
 def test_a_checkpoint_of_vitnp_is_sent_to_its_own_reader(tmp_path):
     vitnp.save_checkpoint(tmp_path / "m", load("google"))
-    with pytest.raises(vitnp.CheckpointError, match=r"read it with vitnp\.load_checkpoint"):
+    with pytest.raises(
+        vitnp.CheckpointError, match=r"vitnp\.load_checkpoint reads it, and scripts take it without --pr"
+    ):
         vitnp.load_pretrained(tmp_path / "m")
 
 
@@ -1077,6 +1079,29 @@ def test_a_scale_that_is_none_is_refused(content, message, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(content)
     with pytest.raises(vitnp.CheckpointError, match=rf"preprocessor_config\.json: {message}"):
         read_scale(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ({"1": "dog", "0": "cat", "10": "x", **{f"{i}": f"LABEL_{i}" for i in range(2, 10)}}, "all"),
+        ({"0": "LABEL_0", "1": "LABEL_1"}, None),
+        ({"0": "cat", "2": "dog"}, None),
+        ({"0": "cat", "1": 2}, None),
+        ([], None),
+        (["cat", "dog"], None),
+        (3, None),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_names_of_classes_are_read_from_a_folder_of_transformers_where_it_has_any(labels, names, tmp_path):
+    assert read_class_names(tmp_path) is None
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": labels}))
+    if names == "all":
+        names = ["cat", "dog", *[f"LABEL_{i}" for i in range(2, 10)], "x"]
+    assert read_class_names(tmp_path) == read_class_names(tmp_path / "model.safetensors") == names
+    assert read_class_names(tmp_path / "model.npz") is None
 
 
 @pytest.mark.parametrize(

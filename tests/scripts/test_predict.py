@@ -1,10 +1,12 @@
 """predict.py, as a user runs it."""
 
+import importlib.util
 import json
 import os
 import shutil
 import struct
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 import vitnp
 from vitnp.data import load_digits, normalize, read_image
+
+SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +240,25 @@ def test_a_folder_of_transformers_tells_mean_and_std(run, published, files, tmp_
     assert result.stderr == ""
 
 
+def test_a_folder_of_transformers_tells_the_names_of_the_classes_unless_labels_do(run, published, files, tmp_path):
+    folder, model = published
+    vitnp.save_pretrained(model, tmp_path / "m", "huggingface")
+    given = ["--pretrained", tmp_path / "m", "--json", "paper.jpg"]
+
+    def names(*options):
+        (answer,) = answers(run("predict.py", *given, *options, cwd=files))
+        return {each["class"] for each in answer["classes"]}
+
+    assert names() == {"0", "1", "2"}  # LABEL_0 is none
+    path = tmp_path / "m" / "config.json"
+    config = json.loads(path.read_text()) | {"id2label": {"0": "cow", "1": "bat\n", "2": "ape"}}
+    path.write_text(json.dumps(config))
+    assert names() == {"cow", "bat\\n", "ape"}
+    assert names("--labels", folder / "labels.txt") == {"cat", "dog", "owl"}
+    path.write_text(json.dumps(config | {"id2label": {"0": "cow", "1": "bat"}}))
+    assert names() == {"0", "1", "2"}
+
+
 def test_what_a_published_model_lacks_is_one_line(run, published, files, tmp_path):
     folder, _ = published
     result = run("predict.py", "--pretrained", folder / "bare.safetensors", "a.png", cwd=files, status=1)
@@ -244,6 +267,32 @@ def test_what_a_published_model_lacks_is_one_line(run, published, files, tmp_pat
     given = ["--pretrained", folder / "vit.npz", "--labels", tmp_path / "two.txt"]
     result = run("predict.py", *given, "a.png", cwd=files, status=1)
     assert result.stderr == f"error: {tmp_path / 'two.txt'}: 2 lines; expected 3, a name for each class of the model\n"
+
+
+# -- in this process --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("predict", SCRIPTS / "predict.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("content", ["käse\nowl\n", "\ufeffkäse\nowl", "käse\r\nowl\r\n\r\n \n"], ids=ascii)
+def test_marks_and_blank_lines_at_the_end_of_labels_are_no_names(script, content, tmp_path):
+    (tmp_path / "labels.txt").write_bytes(content.encode())
+    assert script.read_labels(tmp_path / "labels.txt", 2) == ["käse", "owl"]
+
+
+def test_labels_that_are_not_utf_8_are_told_by_their_file(script, tmp_path):
+    (tmp_path / "labels.txt").write_bytes("käse\nowl\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"labels\.txt: no text in UTF-8 \(invalid .* at byte 1\): save it as that"):
+        script.read_labels(tmp_path / "labels.txt", 2)
+    (tmp_path / "labels.txt").write_text("cat\n\nowl\n")
+    with pytest.raises(ValueError, match=r"labels\.txt: 3 lines; expected 2, a name for each class of the model"):
+        script.read_labels(tmp_path / "labels.txt", 2)
 
 
 def test_options_of_a_published_model_do_not_go_with_a_checkpoint(run, digits_run, files):

@@ -9,8 +9,8 @@ adapting    adapt: a model that has learned one thing, made ready to learn anoth
 """
 
 from vitnp.pretrained.adapting import adapt
-from vitnp.pretrained.files import read_scale
+from vitnp.pretrained.files import read_class_names, read_scale
 from vitnp.pretrained.loading import load_pretrained
 from vitnp.pretrained.saving import save_pretrained
 
-__all__ = ["adapt", "load_pretrained", "read_scale", "save_pretrained"]
+__all__ = ["adapt", "load_pretrained", "read_class_names", "read_scale", "save_pretrained"]

@@ -156,6 +156,22 @@ def read_scale(path: Path) -> Scale:
     return _one_a_channel(source, told, "mean"), _one_a_channel(source, told, "std")
 
 
+def read_class_names(path: Path) -> list[str] | None:
+    """Return the names of the classes that the config.json of a folder of transformers tells, None where none does.
+
+    `path` is the folder, or the model.safetensors in it. LABEL_0, LABEL_1 and so on, which transformers writes where it
+    knows none, are no names.
+    """
+    file = (path.parent if path.name in (MODEL, INDEX) else path) / "config.json"
+    config = _read_object(file, "the configuration of a model of transformers") if file.is_file() else {}
+    labels = config.get("id2label")
+    if not isinstance(labels, dict) or labels.keys() != {f"{i}" for i in range(len(labels))}:
+        return None
+    names = [labels[f"{i}"] for i in range(len(labels))]
+    made_up = names == [f"LABEL_{i}" for i in range(len(names))]
+    return None if made_up or not all(isinstance(name, str) for name in names) else names
+
+
 def _read_processor(source: Path) -> Scale:
     """Return mean and std of pixels p in [0, 1], of which transformers makes 255 r p, and normalises that or does not:
 
@@ -334,7 +350,10 @@ def _read_arrays(path: Path) -> tuple[Tensors, dict[str, str]]:
     except SafetensorError as error:
         raise CheckpointError(f"{path}: no .npz and no readable safetensors file: {error}") from None
     if "vitnp" in metadata:
-        raise CheckpointError(f"{path}: a checkpoint of vitnp's own: read it with vitnp.load_checkpoint")
+        raise CheckpointError(
+            f"{path}: a checkpoint of vitnp's own: vitnp.load_checkpoint reads it, and scripts take it "
+            "without --pretrained"
+        )
     return _map_arrays(path), metadata
 
 
