@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -280,6 +279,20 @@ def test_a_mask_token_has_no_part_in_a_classifier(tmp_path):
     path = tmp_path / "m" / "model.safetensors"
     change(path, path, lambda arrays: arrays.update({"vit.embeddings.mask_token": np.ones((1, 1, 6))}))
     assert same_parameters(vitnp.load_pretrained(tmp_path / "m", "float64"), load("huggingface"))
+
+
+def test_a_model_that_completes_masked_images_is_read_with_a_head_of_zeros(tmp_path):
+    def edit(arrays):
+        del arrays["classifier.weight"], arrays["classifier.bias"]
+        arrays |= {"decoder.0.weight": np.ones((12, 6, 1, 1)), "decoder.0.bias": np.ones(12)}
+        arrays["vit.embeddings.mask_token"] = np.ones((1, 1, 6))
+
+    shutil.copytree(file_of("huggingface"), tmp_path / "m")
+    path = tmp_path / "m" / "model.safetensors"
+    change(path, path, edit)
+    found, truth = vitnp.load_pretrained(tmp_path / "m", "float64", num_classes=5), load("huggingface")
+    truth.classifier.head.weight[...] = truth.classifier.head.bias[...] = 0
+    assert same_parameters(found, truth)
 
 
 @pytest.mark.parametrize("prefix", ["", "opt/target/", "params/", "params/img/"])
@@ -930,18 +943,25 @@ def test_pickles_are_refused_with_the_line_that_converts_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("case", "pickle", "given", "converted"),
-    [("timm", "vit.pth", "vit.pth", "vit.safetensors"), ("huggingface", "pytorch_model.bin", "", "")],
+    ("case", "pickle", "given", "converted", "key"),
+    [
+        ("timm", "vit.pth", "vit.pth", "vit.safetensors", "model"),
+        ("timm", "vit.pth", "vit.pth", "vit.safetensors", "state_dict"),
+        ("huggingface", "pytorch_model.bin", "", "", None),
+    ],
 )
-def test_the_line_that_converts_a_pickle_does_so(case, pickle, given, converted, tmp_path):
+def test_the_line_that_converts_a_pickle_does_so(case, pickle, given, converted, key, tmp_path, monkeypatch):
     torch, folder = pytest.importorskip("torch", reason="PyTorch is not installed"), tmp_path / "a folder"
     source = next((REFERENCE / case).rglob("model.safetensors"))
     shutil.copytree(source.parent, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    torch.save({name: torch.from_numpy(array) for name, array in load_file(source).items()}, folder / pickle)
+    state = {name: torch.from_numpy(array) for name, array in load_file(source).items()}
+    torch.save(state if key is None else {"epoch": 3, key: state}, folder / pickle)
     with pytest.raises(vitnp.CheckpointError) as caught:
         vitnp.load_pretrained(folder / given)
     _, _, line = str(caught.value).partition(": python -c ")
-    subprocess.run([sys.executable, "-c", *shlex.split(line)], check=True)
+    code, *arguments = shlex.split(line)
+    monkeypatch.setattr(sys, "argv", ["-c", *arguments])
+    exec(code, {})
     assert same_parameters(vitnp.load_pretrained(folder / converted, "float64", **ASKED[case]), load(case))
 
 

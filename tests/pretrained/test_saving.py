@@ -221,6 +221,14 @@ def test_a_name_that_says_another_kind_of_file_is_refused(tmp_path, name, layout
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["m.pth", "m.pt", "pytorch_model.bin"])
+@pytest.mark.parametrize(("layout", "written_as"), [("timm", r"a file \.safetensors"), ("huggingface", "a folder")])
+def test_a_name_of_a_pickle_is_refused(tmp_path, name, layout, written_as):
+    with pytest.raises(ValueError, match=f"{name}: so PyTorch calls a pickle, and the layout {layout} is {written_as}"):
+        vitnp.save_pretrained(hard_model(), tmp_path / name, layout)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("option", ["layer_scale", "registers", "qk_norm"])
 @pytest.mark.parametrize("layout", ["google", "huggingface", "torchvision"])
 def test_what_later_papers_added_is_refused_by_name_where_there_is_no_place_for_it(option, layout, tmp_path):

@@ -296,8 +296,9 @@ def _is_zip(path: Path) -> bool:
         target = path.with_name("model.safetensors") if path.name == PICKLE else path.with_suffix(".safetensors")
         raise CheckpointError(
             f"{path}: a pickle of PyTorch, which could run anything when it is read; convert it where you trust it: "
-            'python -c "import sys, torch, safetensors.torch as s; s.save_file({k: v.contiguous() for k, v in '
-            'torch.load(sys.argv[1], weights_only=True).items()}, sys.argv[2])" '
+            'python -c "import sys, torch, safetensors.torch as s; p = torch.load(sys.argv[1], weights_only=True); '
+            "p = p.get('model', p.get('state_dict', p)); "  # some have the arrays among other things
+            's.save_file({k: v.contiguous() for k, v in p.items()}, sys.argv[2])" '
             f"{shlex.quote(str(path))} {shlex.quote(str(target))}"
         )
     return start[:2] == b"PK"

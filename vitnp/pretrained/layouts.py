@@ -357,7 +357,7 @@ HUGGINGFACE = Layout(
     layer_norm_eps=1e-12,
     mean=False,
     representation=False,
-    unused=("vit.embeddings.mask_token",),
+    unused=("vit.embeddings.mask_token", "decoder.0.weight", "decoder.0.bias"),  # of pre-training on masked images
 )
 
 TORCHVISION = Layout(

@@ -32,15 +32,19 @@ def save_pretrained(model: VisionTransformer, path: str | os.PathLike[str], layo
     folder's config.json keeps the names of the classes that it has already, where there are as many. timm 1.0
     has no place for a `representation_size`: its versions until 0.6, and vitnp, read such a file.
 
-    Raises ValueError for an unknown layout, a name that ends as another layout's, a network that the layout has no
-    place for, complex numbers, and numbers that are not finite; OSError where a file cannot be written, and then older
-    ones are as they were.
+    Raises ValueError for an unknown layout, a name that ends as another layout's or as a pickle's, a network that the
+    layout has no place for, complex numbers, and numbers that are not finite; OSError where a file cannot be written,
+    and then older ones are as they were.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; choose one of {', '.join(map(repr, LAYOUTS))}")
     path, suffix = Path(path), SUFFIXES.get(layout, ".safetensors")
     if path.suffix in (".npz", ".safetensors") and path.suffix != suffix:
         raise ValueError(f"{path}: the layout {layout} is {WRITTEN_AS[suffix]}: choose another name")
+    if path.suffix in (".pth", ".pt", ".bin"):
+        raise ValueError(
+            f"{path}: so PyTorch calls a pickle, and the layout {layout} is {WRITTEN_AS[suffix]}: choose another name"
+        )
     tensors, config = _arrays(model, layout), model.config
     if layout == "google":
         write_atomically(path, _npz(tensors, _note(config)))
