@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 import time
 import tracemalloc
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from resident import taken_by
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import vitnp
-from vitnp.checkpoint import LONGEST, _digest
+from vitnp.checkpoint import LONGEST, MASKED, _digest
 from vitnp.environment import environment
 
 OF_FORMAT_1 = Path(__file__).parent / "reference" / "checkpoint_format_1.safetensors"
@@ -289,6 +291,27 @@ def test_of_a_huge_file_no_tensor_is_read_before_it_is_expected(saved, tmp_path)
     assert peak < 1 << 20
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_description_of_a_huge_network_takes_no_memory(tmp_path, masked):
+    """Each names a tensor of 2 GB, and the file has its own, of some bytes."""
+    config = vitnp.ViTConfig(image_size=(6, 8), patch_size=2, dim=8, depth=1, num_heads=2, mlp_dim=4)
+    model = (vitnp.MaskedPatchPrediction if masked else vitnp.VisionTransformer)(config)
+    kept = {"optimizer": vitnp.Adam(model)}, {"average": vitnp.MovingAverage(model)}
+    sizes = {"mlp_dim": 2**26}, {"image_size": [6, 2**27]}, {"registers": 2**26}
+    sizes += ({"channels": 8} if masked else {"num_classes": 2**26},)
+    calls, names = [], []
+    for i, size in enumerate(sizes):
+        for j, beside in enumerate([{}, *kept, kept[0] | kept[1]]):
+            path = tmp_path / f"{i}{j}"
+            vitnp.save_checkpoint(path, model, **beside)
+            rewrite(path, lambda tensors, meta, size=size: meta["config"].update(size))
+            calls.append(f"load_checkpoint({str(path)!r})")
+            names.append(("fc1.weight is", "pos_embed is", "missing .*'reg_token'", "(patch|head).* is")[i])
+    for taken, name in zip(taken_by(calls, "from vitnp.checkpoint import load_checkpoint"), names, strict=True):
+        assert re.search(rf"CheckpointError: .*{name}", taken.said)
+        assert taken.bytes < 16 << 20
+
+
 def test_the_header_of_a_bomb_is_read_to_a_bound(tmp_path):
     with_header(tmp_path / "m", b'{"w":[' + (LONGEST // 3 - 9) * b"{}," + b"0]}")
     peak, said = peak_of(tmp_path / "m")
@@ -452,11 +475,20 @@ def test_another_programs_safetensors_file_is_refused(tmp_path):
         (lambda t, meta: meta["adam"].update(lr=-1.0), r"description of the model is damaged: lr is -1.0"),
         (lambda t, meta: meta["adam"].update(lr=math.nan), r"damaged or cut short: NaN in the description"),
         (lambda t, meta: meta["progress"].update(loss=math.inf), r"damaged or cut short: Infinity in the description"),
-        (lambda t, meta: meta["config"].update(depth=3000), r"damaged: depth 3000 does not go with 96 tensors"),
+        (lambda t, meta: meta["config"].update(depth=9), r"damaged: depth 9 does not go with 96 tensors"),
         (
-            lambda t, meta: meta["config"].update(stem_blocks=[90, 7], image_size=80, patch_size=1),
-            r"damaged: stem_blocks of 97 units do not go with 96 tensors",
+            lambda t, meta: meta["config"].update(stem_blocks=[4, 7], image_size=80, patch_size=1),
+            r"damaged: stem_blocks of 11 units do not go with 96 tensors",
         ),
+        (
+            lambda t, meta: meta["config"].update(num_heads=10**9),
+            r"dim 6 is not divisible .*: use one of \[1, 2, 3, 6\]",
+        ),
+        (lambda t, meta: meta["config"].update(dim=10**30), r"description of the model is damaged"),
+        (lambda t, meta: meta["adam"].update(steps=2**63), r"damaged: the optimizer's settings are"),
+        (lambda t, meta: meta["adam"].update(steps=True), r"damaged: the optimizer's settings are"),
+        (lambda t, meta: meta["adam"].update(eps=True), r"damaged: the optimizer's settings are"),
+        (lambda t, meta: meta.update(model=MASKED) or meta["config"].update(channels=10**9), r"expected at most 20: a"),
         (lambda t, meta: meta.update(progress=None), r"description of the model is damaged"),
     ],
 )
@@ -474,6 +506,31 @@ def test_a_number_beyond_all_floats_is_refused(saved):
     save_file(tensors, path, {"vitnp": description, "sha256": hashlib.sha256(description.encode()).hexdigest()})
     with pytest.raises(vitnp.CheckpointError, match="1e999 in the description; expected finite numbers"):
         vitnp.load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *(("config", name) for name in ("layer_norm_eps", "dropout", "stem_width", "layer_scale", "dim", "channels")),
+        *(("adam", name) for name in ("lr", "eps", "weight_decay", "steps")),
+        *(("ema", name) for name in ("decay", "updates")),
+        ("progress", "seconds"),
+    ],
+    ids=".".join,
+)
+def test_an_integer_beyond_all_floats_is_refused(tmp_path, place):
+    model, optimizer = trained_model()
+    vitnp.save_checkpoint(tmp_path / "m", model, optimizer, average=vitnp.MovingAverage(model))
+    rewrite(tmp_path / "m", lambda tensors, meta: meta[place[0]].update({place[1]: -(10**400)}))
+    with pytest.raises(vitnp.CheckpointError, match=r"an integer of 401 digits in the description"):
+        vitnp.load_checkpoint(tmp_path / "m")
+
+
+@pytest.mark.parametrize("progress", [{"seconds": 10**400}, {1: "one", "1": "one"}])
+def test_a_progress_that_could_not_be_read_again_is_not_saved(tmp_path, progress):
+    with pytest.raises(ValueError, match=r"an integer of 401 digits in the desc|a name is there twice among"):
+        vitnp.save_checkpoint(tmp_path / "m", trained_model()[0], progress=progress)
+    assert not (tmp_path / "m").exists()
 
 
 def test_saving_costs_a_few_readings_of_the_file(tmp_path):

@@ -186,6 +186,11 @@ def test_a_stem_is_refused_through_which_hidden_patches_would_be_seen():
         vitnp.MaskedPatchPrediction(config, rng=None)
 
 
+def test_channels_whose_colours_no_integer_tells_are_refused():
+    with pytest.raises(ConfigError, match="channels is 21; expected at most 20: a colour is one integer"):
+        MaskedPatchPrediction(vitnp.ViTConfig(**{**GREY, "channels": 21}))
+
+
 def test_an_image_of_one_patch_is_refused():
     with pytest.raises(ConfigError, match=r"patch_size \(6, 8\) makes 1 patch of an image; expected 2 or more"):
         MaskedPatchPrediction(vitnp.ViTConfig(**{**GREY, "patch_size": (6, 8)}))

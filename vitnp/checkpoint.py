@@ -20,9 +20,10 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,6 +41,7 @@ from vitnp.vit import VisionTransformer
 FORMAT = 2
 MASKED = "masked patch prediction"  # what a description says where the model is one
 LONGEST = 4 << 20  # bytes of a header: a thousand tensors have 0.2 million, the names of 21,841 classes 0.6 million
+OF_BLOCK, OF_UNIT = 12, 9  # tensors that a block, and a unit of a stem, have at least
 DTYPES = {"F32": "float32", "F64": "float64", "C64": "complex64"}  # of the format's, those that a model may have
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "sgd": SGD}  # by their names in the file
 Tensors = dict[str, np.ndarray]
@@ -110,6 +112,7 @@ def save_checkpoint(
     if average is not None:
         meta["ema"] = {"decay": average.decay, "updates": average.updates}
     description = json.dumps(meta, allow_nan=False)
+    _parse(description)  # what could not be read again is told now
     content = save(tensors, {"vitnp": description, "sha256": hashlib.sha256(description.encode()).hexdigest()})
     if (length := int.from_bytes(content[:8], "little")) > LONGEST:
         raise ValueError(f"the description has {length:,} bytes, expected at most {LONGEST:,}: make `progress` smaller")
@@ -125,23 +128,10 @@ def load_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> Checkp
     with _opened(path) as file:
         metadata, entries = _read_header(file)
         meta = _read_description(path, metadata)
-        try:
-            model = _build_model(meta, len(entries))
-            optimizer, average = _rebuild_optimizer(model, meta), _rebuild_average(model, meta)
-            progress, made_in = dict(meta["progress"]), dict(meta.get("environment", {}))
-        except (KeyError, TypeError, ValueError, MemoryError) as error:
-            raise CheckpointError(f"{path}: the description of the model is damaged: {error}") from None
-        places = _tensors_of(model, optimizer, average)
-        _compare(path, entries, places)
+        loaded = _rebuild(path, meta, entries)
+        places = _tensors_of(loaded.model, loaded.optimizer, loaded.average)
         _fill(path, file, metadata, meta, entries, places)
-    if device == "cpu":
-        return Checkpoint(model, optimizer, progress, made_in, average)
-    on_device = model.to_device(device)
-    moved_optimizer, moved_average = _rebuild_optimizer(on_device, meta), _rebuild_average(on_device, meta)
-    moved = _vectors_of(on_device, moved_optimizer, moved_average)
-    for name, vector in _vectors_of(model, optimizer, average).items():
-        moved[name][...] = to_device(vector, device)
-    return Checkpoint(on_device, moved_optimizer, progress, made_in, moved_average)
+    return loaded if device == "cpu" else _moved(loaded, meta, device)
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
@@ -176,11 +166,38 @@ def _tensors_of(model: VisionTransformer, optimizer: Optimizer | None, average: 
     }
 
 
+def _rebuild(path: Path, meta: dict[str, Any], entries: dict[str, Any]) -> Checkpoint:
+    """Return what the description says, with numbers yet to be read, once the tensors of the file go with it."""
+    with _described(path):
+        model = _build_model(meta, len(entries))
+        optimizer = _rebuild_optimizer(model, meta)
+        progress, made_in = dict(meta["progress"]), dict(meta.get("environment", {}))
+    # What is unset, or zero, is no memory yet. An average is, as it begins as a copy: so it comes after the comparison.
+    expected = _tensors_of(model, optimizer, None)
+    if meta.get("ema") is not None:
+        expected |= {f"ema.{name}": parameter for name, parameter in model.parameters().items()}
+    _compare(path, entries, expected)
+    with _described(path):
+        return Checkpoint(model, optimizer, progress, made_in, _rebuild_average(model, meta))
+
+
+def _moved(loaded: Checkpoint, meta: dict[str, Any], device: str) -> Checkpoint:
+    """Return a copy on another device."""
+    model = loaded.model.to_device(device)
+    moved = replace(
+        loaded, model=model, optimizer=_rebuild_optimizer(model, meta), average=_rebuild_average(model, meta)
+    )
+    places = _vectors_of(model, moved.optimizer, moved.average)
+    for name, vector in _vectors_of(loaded.model, loaded.optimizer, loaded.average).items():
+        places[name][...] = to_device(vector, device)
+    return moved
+
+
 def _build_model(meta: dict[str, Any], tensors: int) -> VisionTransformer:
     config = ViTConfig(**meta["config"])
-    if config.depth > tensors:  # before a damaged number makes a million layers
+    if config.depth * OF_BLOCK > tensors:  # before a damaged number makes a million layers
         raise ValueError(f"depth {config.depth} does not go with {tensors} tensors")
-    if (units := sum(config.stem_blocks or ())) > tensors:
+    if (units := sum(config.stem_blocks or ())) * OF_UNIT > tensors:
         raise ValueError(f"stem_blocks of {units} units do not go with {tensors} tensors")
     kinds = {None: VisionTransformer, MASKED: MaskedPatchPrediction}
     if (kind := meta.get("model")) not in kinds:
@@ -197,7 +214,8 @@ def _rebuild_optimizer(model: VisionTransformer, meta: dict[str, Any]) -> Optimi
     if name is None:
         return None
     kind, settings = OPTIMIZERS[name], meta[name]
-    if sorted(settings) != sorted(kind.settings) or not _is_count(settings["steps"]):
+    booleans = any(isinstance(value, bool) for value in settings.values())  # which count as 0 and 1
+    if sorted(settings) != sorted(kind.settings) or not _is_count(settings["steps"]) or booleans:
         raise ValueError(f"the optimizer's settings are {settings}; expected {', '.join(kind.settings)}")
     given: dict[str, Any] = {key: value for key, value in settings.items() if key != "steps"}
     optimizer = kind(model, **{**given, "lr": 1.0})
@@ -220,7 +238,7 @@ def _rebuild_average(model: VisionTransformer, meta: dict[str, Any]) -> MovingAv
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and value >= 0
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _digest(tensor: np.ndarray) -> str:
@@ -248,6 +266,15 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}): check its permissions") from None
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path}: no readable checkpoint, it is damaged or cut short: {error}") from None
+
+
+@contextmanager
+def _described(path: Path) -> Iterator[None]:
+    """While something is built as the description says: whatever is wrong with that is a CheckpointError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
+        raise CheckpointError(f"{path}: the description of the model is damaged: {error}") from None
 
 
 def _read_header(file: IO[bytes]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -280,8 +307,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _read_description(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     if "vitnp" not in metadata:
         raise CheckpointError(f"{path}: a safetensors file, but not one of vitnp's: it has no such metadata")
-    options: Any = {"parse_float": _finite, "parse_constant": _finite, "object_pairs_hook": _each_once}
-    meta: dict[str, Any] = json.loads(metadata["vitnp"], **options)
+    meta = _parse(metadata["vitnp"])
     if meta["format"] not in (1, FORMAT):
         raise CheckpointError(
             f"{path}: format {meta['format']}, written by vitnp {meta.get('vitnp')}; "
@@ -289,6 +315,12 @@ def _read_description(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         )
     if meta["format"] != 1:
         _expect(path, "the description", hashlib.sha256(metadata["vitnp"].encode()).hexdigest(), metadata.get("sha256"))
+    return meta
+
+
+def _parse(description: str) -> dict[str, Any]:
+    options: Any = {"parse_float": _finite, "parse_constant": _finite, "object_pairs_hook": _each_once}
+    meta: dict[str, Any] = json.loads(description, parse_int=_bounded, **options)
     return meta
 
 
@@ -306,6 +338,15 @@ def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text} in the description; expected finite numbers")
+    return number
+
+
+def _bounded(text: str) -> int:
+    """Return an integer of the description: JSON as Python reads it may hold what no float can."""
+    number = int(text)
+    if abs(number) > sys.float_info.max:
+        digits = len(text.lstrip("-"))
+        raise ValueError(f"an integer of {digits} digits in the description; expected at most {sys.float_info.max}")
     return number
 
 

@@ -20,6 +20,7 @@ SIZES = {
 }
 PATCHES = ("14", "16", "32")
 LARGEST = float(np.finfo("float32").max)
+MOST_HEADS = 1024  # that an error suggests: a damaged number of heads is no reason to count to it
 POOLS = ("token", "mean", "mean-norm")
 # those of appendix D.4, and "relative", by rows and by columns; and where each kind may be added: relative positions
 # are in the attention of every layer anyway
@@ -112,7 +113,8 @@ class ViTConfig:
                     "or another patch_size"
                 )
         if self.dim % self.num_heads:
-            valid = [heads for heads in range(1, 4 * self.num_heads) if self.dim % heads == 0]
+            most = min(4 * self.num_heads - 1, self.dim, MOST_HEADS)
+            valid = [heads for heads in range(1, most + 1) if self.dim % heads == 0]
             raise ConfigError(f"dim {self.dim} is not divisible by num_heads {self.num_heads}: use one of {valid}")
         for name in ("dropout", "attention_dropout", "stochastic_depth"):
             if not 0 <= _number(name, getattr(self, name)) < 1:
@@ -240,7 +242,10 @@ def _integer(name: str, value: Any, least: int) -> int:
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
         raise ConfigError(f"{name} is {value!r}; expected a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ConfigError(f"{name} is an integer that no float can hold; expected a number") from None
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...], beside: str = "") -> None:

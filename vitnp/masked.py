@@ -29,6 +29,7 @@ from vitnp.layers.patch_embed import patchify
 from vitnp.vit import VisionTransformer
 
 LEVELS = 8  # 3 bits a channel
+MOST_CHANNELS = 20  # whose colours are integers of 64 bits
 
 
 def patch_colours(images: NDArray[np.uint8], patch_size: tuple[int, int]) -> NDArray[np.int64]:
@@ -59,6 +60,10 @@ class MaskedPatchPrediction(VisionTransformer):
     def __init__(
         self, config: ViTConfig, rng: int | np.random.Generator | None = 0, dtype: DTypeLike = "float32"
     ) -> None:
+        if config.channels > MOST_CHANNELS:
+            raise ConfigError(
+                f"channels is {config.channels}; expected at most {MOST_CHANNELS}: a colour is one integer"
+            )
         config = dataclasses.replace(config, num_classes=LEVELS**config.channels, representation_size=None)
         if config.stem_blocks is not None:
             raise ConfigError(
