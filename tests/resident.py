@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,19 @@ for call in sys.argv[2:]:
         os._exit(0)
     os.wait()
 """
+
+
+def add_bomb(archive, name, content, megabytes=300, checked=None):
+    """Add a member that claims to be this content, by length and checksum, and goes on with zeros.
+
+    The checksum is that of its first `checked` bytes, as many as it claims unless said.
+    """
+    with archive.open(name, "w") as file:
+        file.write(content)
+        for _ in range(megabytes):
+            file.write(bytes(1 << 20))
+    member = archive.getinfo(name)
+    member.file_size, member.CRC = len(content), zlib.crc32((content + bytes(9))[: checked or len(content)])
 
 
 class Taken(NamedTuple):

@@ -8,6 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from resident import add_bomb, taken_by
 
 from vitnp.data import DataError, DataNotice, channel_statistics, load_fashion_mnist, load_mnist
 from vitnp.data import mnist as module
@@ -297,6 +298,20 @@ def test_an_npz_that_would_unpack_to_gigabytes_is_refused_before(tmp_path):
     with zipfile.ZipFile(tmp_path / "mnist.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("x_test.npy", bytes(50_000_000))
     assert "member x_test.npy of 50000000 bytes; expected at most 16704" in refusal(load_mnist, "test", tmp_path)
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_an_npz_that_goes_on_behind_what_it_claims_is_read_no_further(tmp_path, beyond):
+    array = io.BytesIO()
+    np.save(array, np.zeros((10_000, 28, 28), np.uint8))
+    content, path = array.getvalue(), tmp_path / "mnist.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        add_bomb(archive, "x_test.npy", content, checked=len(content) + beyond)
+    call = f"read_npz({str(path)!r}, 'x_test', (10_000, 28, 28))"
+    (taken,) = taken_by([call], "from vitnp.data.archives import read_npz")
+    said = f"member x_test.npy has more than the {len(content)} bytes that it claims" if beyond else "Bad CRC-32"
+    assert f"DataError: {path}: damaged npz archive ({said}" in taken.said
+    assert taken.bytes < 4 * len(content)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

@@ -12,6 +12,7 @@ before those that they belong to. The archives here need none, so they are passe
 
 from __future__ import annotations
 
+import copy
 import gzip
 import math
 import os
@@ -28,6 +29,7 @@ from vitnp.data.files import is_web_page, out_of_memory, unreadable, unusable
 
 if TYPE_CHECKING:
     from tarfile import TarInfo
+    from zipfile import ZipFile, ZipInfo
 
 
 BLOCK = 512  # bytes
@@ -165,7 +167,7 @@ def read_npz(path: PathLike, name: str, shape: tuple[int, ...]) -> NDArray[np.ui
                 raise unusable(path, found, "0 or 8: stored or deflated, as NumPy does")
             if infos[0].file_size > most:
                 raise unusable(path, f"member {member} of {infos[0].file_size} bytes", f"at most {most}")
-            content = archive.read(infos[0])
+            content = read_member(archive, infos[0])
     except DataError:
         raise
     except MemoryError as error:
@@ -175,6 +177,23 @@ def read_npz(path: PathLike, name: str, shape: tuple[int, ...]) -> NDArray[np.ui
     except OSError as error:
         raise unreadable(path, error) from error
     return _parse_npy(content, f"{os.fspath(path)}, member {member}", shape)
+
+
+def read_member(archive: ZipFile, member: ZipInfo) -> bytes:
+    """The content of a member, which must be as long as it claims to be; BadZipFile otherwise.
+
+    `archive.read` would unpack all that there is, and then return as much as was claimed.
+    """
+    import zipfile
+
+    claimed, member = member.file_size, copy.copy(member)
+    member.file_size += 1  # or what goes on would be cut there, and its checksum be that of what was claimed
+    with archive.open(member) as file:
+        content = file.read(claimed + 1)
+    if len(content) != claimed:
+        more = "more" if len(content) > claimed else "fewer"
+        raise zipfile.BadZipFile(f"member {member.filename} has {more} than the {claimed} bytes that it claims")
+    return content
 
 
 def _parse_npy(content: bytes, path: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
