@@ -10,6 +10,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from resident import taken_by
 
 from vitnp.data import DataError, fit_images, read_image
 from vitnp.data.images import MAX_PIXELS
@@ -360,6 +361,35 @@ def test_a_bomb_is_refused_before_it_is_unpacked(refusal, side):
         tracemalloc.stop()
     assert f"expected at most {MAX_PIXELS:,} pixels: make it smaller or leave it out" in said
     assert peak < 1_000_000
+
+
+MOST_BYTES = {  # a pixel, while a file is read: the copies in the modes on the way
+    ("L", "png"): 5,
+    ("P", "gif"): 9,
+    ("RGB", "png"): 8,
+    ("LA", "png"): 16,
+    ("RGBA", "png"): 12,
+    ("RGBA", "webp"): 16,
+    ("I;16", "png"): 11,
+    ("I", "tiff"): 14,
+    ("F", "tiff"): 14,
+    ("CMYK", "tiff"): 12,
+}
+
+
+def test_a_large_image_takes_what_its_mode_costs_and_never_more_than_16_bytes_a_pixel(tmp_path):
+    side, slack = 2000, 4 << 20  # the code of a decoder, and what the allocator rounds up
+    calls, wanted = [], []
+    for (mode, suffix), most in MOST_BYTES.items():
+        path = tmp_path / f"{mode.replace(';', '')}.{suffix}"
+        Image.new(mode, (side, side)).save(path)
+        calls.append(f"read_image({str(path)!r}, 28)")
+        wanted.append((path.name, most))
+    imports = "from vitnp.data.images import read_image; import PIL.Image; PIL.Image.init()"
+    for taken, (name, most) in zip(taken_by(calls, imports), wanted, strict=True):
+        assert taken.said == ""
+        assert taken.bytes < most * side**2 + slack, name
+    assert max(MOST_BYTES.values()) * MAX_PIXELS < 1.03e9  # the 1 GB that images.py speaks of
 
 
 @pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0), (0, 0)])

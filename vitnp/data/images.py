@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-MAX_PIXELS = 64_000_000  # what the largest common cameras take: 192 MB as RGB
+# What the largest common cameras take: 192 MB as RGB. While it is read, it takes up to 16 bytes a pixel, or 1 GB: that
+# is what copies in the modes on the way come to, where the file is one with transparency, of 16 bits or in WebP.
+MAX_PIXELS = 64_000_000
 COPY = "copy it again or leave it out"  # what to do about a damaged file
 SHARPNESS = 3.0  # how much larger than wanted an image must stay while it is only averaged, not filtered
 
@@ -125,7 +127,7 @@ def _in_mode(image: Image, mode: str, path: PathLike) -> Image:
     elif image.mode == "F":
         image = _from_floats(image, path)
     elif image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     elif image.mode not in ("1", "L", "RGB"):
         image = image.convert("RGB")  # by way of RGB also to grey: not all modes have another
@@ -142,7 +144,9 @@ def _from_16_bits(image: Image, path: PathLike) -> Image:
     if levels.min() < 0 or levels.max() > 65535:
         found = f"has grey levels from {levels.min()} to {levels.max()}"
         raise unusable(path, found, "8 or 16 bits, 0 to 65535", "convert it")
-    return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    levels += 128
+    levels //= 257
+    return Image.fromarray(levels.astype(np.uint8))
 
 
 def _from_floats(image: Image, path: PathLike) -> Image:
@@ -152,7 +156,8 @@ def _from_floats(image: Image, path: PathLike) -> Image:
     if not (levels.min() >= 0 and levels.max() <= 1):  # which NaN is not either
         found = f"has floating-point grey levels from {levels.min():g} to {levels.max():g}"
         raise unusable(path, found, "numbers from 0 to 1", "convert it")
-    return Image.fromarray(np.rint(255 * levels).astype(np.uint8))
+    levels = 255 * levels
+    return Image.fromarray(np.rint(levels, levels).astype(np.uint8))
 
 
 def _fit(image: Image, height: int, width: int) -> Image:
