@@ -239,6 +239,23 @@ def test_a_grid_is_asked_for_where_two_numbers_of_patches_are_square(tmp_path):
         assert vitnp.load_pretrained(path, num_heads=2, grid=side).config.grid == (side, side)
 
 
+def test_one_patch_is_a_square(tmp_path):
+    vitnp.save_pretrained(hard_model(image_size=(3, 2), patch_size=(3, 2)), tmp_path / "m.npz", "google")
+    path = change(tmp_path / "m.npz", tmp_path / "n.npz", lambda arrays: None)  # writes no note of vitnp's
+    assert vitnp.load_pretrained(path).config.grid == (1, 1)
+
+
+@pytest.mark.parametrize(("registers", "positions"), [(0, 1), (4, 2)])
+def test_fewer_positions_than_tokens_are_of_no_patch(registers, positions, tmp_path):
+    def edit(arrays):
+        arrays["pos_embed"] = arrays["pos_embed"][:, :positions]
+
+    vitnp.save_pretrained(hard_model(registers=registers), tmp_path / "m", "timm")
+    path, either = change(tmp_path / "m", tmp_path / "n.safetensors", edit), f"no square, or of {positions} if what is"
+    with pytest.raises(vitnp.CheckpointError, match=f"the positions are of 0 patches, which are {either} in front of"):
+        vitnp.load_pretrained(path, num_heads=2)
+
+
 def test_gelu_and_epsilon_can_be_others_than_the_layouts():
     config = load("timm", gelu="tanh", layer_norm_eps=1e-5).config
     assert (config.gelu, config.layer_norm_eps) == ("tanh", 1e-5)
