@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 import shlex
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import error, hard_model, same_bits, worst_error
+from resident import add_bomb, taken_by
 from safetensors.numpy import load_file, save_file
 
 import vitnp
@@ -53,6 +55,13 @@ def file_of(case, name="model"):
 
 def load(case, name="model", **changes):
     return vitnp.load_pretrained(file_of(case, name), "float64", **{**ASKED[case], **changes})
+
+
+def npy(array):
+    """The content of a file .npy."""
+    content = io.BytesIO()
+    np.save(content, array)
+    return content.getvalue()
 
 
 def data_of(case):
@@ -823,7 +832,6 @@ def test_all_that_is_missing_extra_or_misshaped_is_listed(timm):
         arrays["blocks.1.mlp.fc1.weight"] = arrays["blocks.1.mlp.fc1.weight"].T
         arrays["head.bias"] = np.arange(5)
         arrays["cls_token"] = np.ones((1, 1, 8))
-        arrays["norm.weight"][2] = np.nan
 
     with pytest.raises(vitnp.CheckpointError) as caught:
         timm(edit)
@@ -831,8 +839,16 @@ def test_all_that_is_missing_extra_or_misshaped_is_listed(timm):
         "missing: blocks.0.attn.qkv.weight, norm.bias; not expected: blocks.1.attn.norm.weight, last_norm.weight; "
         "misshaped: cls_token is float64 (1, 1, 8), expected floats (1, 1, 6), "
         "head.bias is int64 (5,), expected floats (5,), "
-        "blocks.1.mlp.fc1.weight is float64 (6, 7), expected floats (7, 6); not finite: norm.weight"
+        "blocks.1.mlp.fc1.weight is float64 (6, 7), expected floats (7, 6)"
     )
+
+
+def test_all_that_is_not_finite_is_listed(timm):
+    def edit(arrays):
+        arrays["norm.weight"][2], arrays["head.bias"][0] = np.nan, np.inf
+
+    with pytest.raises(vitnp.CheckpointError, match=r"not finite: (head.bias, norm.weight|norm.weight, head.bias)$"):
+        timm(edit)
 
 
 def test_an_array_without_which_no_size_is_known_is_listed_as_missing(google):
@@ -945,6 +961,84 @@ def test_a_npz_file_that_cannot_be_unpacked_is_refused(at, value, message, tmp_p
         vitnp.load_pretrained(tmp_path / "m.npz")
 
 
+LARGE = 2**26  # floats, of 256 MB
+
+
+def packed(path, **headers):
+    """The original's file, deflated, where the arrays that are named have other shapes and are zero."""
+    with (
+        np.load(file_of("google")) as file,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+    ):
+        for name in dict.fromkeys([*file.files, *headers]):
+            with archive.open(f"{name}.npy", "w") as member:
+                if name not in headers:
+                    np.save(member, file[name])
+                    continue
+                header = {"descr": "<f4", "fortran_order": False, "shape": headers[name]}
+                np.lib.format.write_array_header_1_0(member, header)
+                for _ in range(4 * math.prod(headers[name]) >> 20):
+                    member.write(bytes(1 << 20))
+
+
+def test_what_unpacks_to_much_is_refused_before_it_is_unpacked(tmp_path):
+    wrong = [
+        ({"other": (LARGE,)}, "not expected: other"),
+        ({"cls": (LARGE,)}, r"misshaped: cls is float32 \(67108864,\)"),
+        ({"Transformer/posembed_input/pos_embedding": (1, 2**13, 2**13)}, "misshaped: "),
+        ({"pos_embedding": (1, 2**13, 2**13)}, "there twice"),  # which is padded
+        ({"Transformer/encoderblock/LayerNorm_0/bias": (2**50, 0)}, "not expected: Transformer/encoderblock/LayerN"),
+        ({"Transformer/encoderblock/LayerNorm_0/bias": (2, LARGE // 2)}, "there twice"),
+        ({"gn_root/bias": (1, 1, 1, LARGE)}, "not expected: .*gn_root"),
+    ]
+    calls = []
+    for i, (headers, _) in enumerate(wrong):
+        packed(tmp_path / f"{i}.npz", **headers)
+        calls.append(f"load_pretrained({str(tmp_path / f'{i}.npz')!r})")
+    for taken, (_, said) in zip(taken_by(calls, "from vitnp import load_pretrained"), wrong, strict=True):
+        assert re.search(f"CheckpointError: .*npz: .*{said}", taken.said)
+        assert taken.bytes < 16 << 20
+
+
+def test_an_array_that_goes_on_behind_what_it_claims_is_read_no_further(tmp_path):
+    with np.load(file_of("google")) as file, zipfile.ZipFile(tmp_path / "m.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in file.files:
+            add_bomb(archive, f"{name}.npy", npy(file[name]), megabytes=100 * (name == "cls"))
+    call = f"load_pretrained({str(tmp_path / 'm.npz')!r})"
+    (taken,) = taken_by([call], "from vitnp import load_pretrained")
+    assert "m.npz: damaged or cut short: Bad CRC-32 for file 'cls.npy'" in taken.said
+    assert taken.bytes < 16 << 20
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"\x93NUMPY\2\0\xff\xff\xff\xff{",
+            r"cls\.npy begins with b'.x93NUMPY.*'; expected an array as NumPy writes it",
+        ),
+        (npy(np.zeros(3)).replace(b"<f8", b"x,y"), "damaged or cut short: "),
+        (npy(np.zeros(3))[:-1], r"cls\.npy has 151 bytes, expected 152 for float64 \(3,\): damaged"),
+        (npy(np.zeros(3)) + b"x", r"cls\.npy has 153 bytes, expected 152"),
+        (npy(np.zeros(3)).replace(b"(3,)", b"(" * 9 + b"3"), "expected an array as NumPy writes it"),
+        (b"text", r"cls\.npy begins with b'text'; expected an array as NumPy writes it"),
+    ],
+)
+def test_an_array_whose_header_is_wrong_is_refused(tmp_path, content, message):
+    with zipfile.ZipFile(tmp_path / "m.npz", "w") as archive:
+        archive.writestr("cls.npy", content)
+    with pytest.raises(vitnp.CheckpointError, match=rf"m\.npz: .*{message}"):
+        vitnp.load_pretrained(tmp_path / "m.npz")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_array_that_unpacks_without_a_bound_is_refused(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "m.npz", "w", method) as archive:
+        archive.writestr("cls.npy", npy(np.zeros(3)))
+    with pytest.raises(vitnp.CheckpointError, match=r"cls\.npy cannot be unpacked: expected it stored or deflated"):
+        vitnp.load_pretrained(tmp_path / "m.npz")
+
+
 def test_pickles_are_refused_with_the_line_that_converts_them(tmp_path):
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
@@ -993,7 +1087,9 @@ def test_an_array_of_objects_is_refused(google):
     def edit(arrays):
         arrays["cls"] = np.array([[[None] * 6]])
 
-    with pytest.raises(vitnp.CheckpointError, match="Object arrays cannot be loaded"):
+    with pytest.raises(
+        vitnp.CheckpointError, match=r"cls\.npy holds objects, which could run anything; expected floats"
+    ):
         google(edit)
 
 

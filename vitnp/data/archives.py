@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 BLOCK = 512  # bytes
 PIECE = 1 << 16  # bytes that are passed over at once
 MOST_MEMBERS = 1000  # the archives here have nine at most, and so many extensions
+HEADER_BYTES = 1024  # more than the header of an npy file has
 HEADER = re.compile(rb"\{'descr': '([^']{1,20})', 'fortran_order': (True|False), 'shape': \(([\d, ]{0,99})\), \} *\n")
 
 
@@ -161,7 +162,7 @@ def read_npz(path: PathLike, name: str, shape: tuple[int, ...]) -> NDArray[np.ui
             infos = [info for info in archive.infolist() if info.filename == member]
             if len(infos) != 1:
                 raise unusable(path, f"{len(infos)} members {member}", "one: an npz file as Keras makes it")
-            most = math.prod(shape) + 1024  # the header of an npy file is shorter than that
+            most = math.prod(shape) + HEADER_BYTES
             if infos[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 found = f"member {member} is compressed by method {infos[0].compress_type}"
                 raise unusable(path, found, "0 or 8: stored or deflated, as NumPy does")
@@ -197,18 +198,27 @@ def read_member(archive: ZipFile, member: ZipInfo) -> bytes:
 
 
 def _parse_npy(content: bytes, path: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """The array in an npy file: magic, version, the header's length and itself, which is padded, and the bytes.
+    """The array in an npy file, which must be of this shape and of bytes."""
+    header = npy_header(content)
+    if header is None:
+        raise unusable(path, f"begins with {content[:64]!r}", f"an npy file of version 1.0, an array {shape} of uint8")
+    dtype, fortran_order, found, start = header
+    if (dtype, fortran_order, found) != ("|u1", False, shape) or len(content) != start + math.prod(shape):
+        order = "Fortran's" if fortran_order else "C's"
+        array = f"an array {found} of {dtype} in {order} order"
+        raise unusable(path, f"{len(content) - start} bytes for {array}", f"{shape} of |u1 in C's order")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
-    The header is a dictionary as Python prints it, with dtype, order and shape. It is compared, never evaluated.
+
+def npy_header(content: bytes) -> tuple[str, bool, tuple[int, ...], int] | None:
+    """(dtype, whether in Fortran's order, shape, where the numbers begin) of an npy file of version 1.0, else None.
+
+    It is magic, version, the length of the header, and the header, which is padded: a dictionary as Python prints it,
+    with dtype, order and shape. It is compared, never evaluated. HEADER_BYTES of the content are enough.
     """
     start = 10 + int.from_bytes(content[8:10], "little")
     header = HEADER.fullmatch(content[10:start])
     if not content.startswith(b"\x93NUMPY\x01\0") or header is None:
-        raise unusable(path, f"begins with {content[:64]!r}", f"an npy file of version 1.0, an array {shape} of uint8")
+        return None
     dtype, fortran_order, sizes = (part.decode("latin-1") for part in header.groups())
-    found = tuple(int(size) for size in re.findall(r"\d+", sizes))
-    if (dtype, fortran_order, found) != ("|u1", "False", shape) or len(content) != start + math.prod(shape):
-        order = "Fortran's" if fortran_order == "True" else "C's"
-        array = f"an array {found} of {dtype} in {order} order"
-        raise unusable(path, f"{len(content) - start} bytes for {array}", f"{shape} of |u1 in C's order")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return dtype, fortran_order == "True", tuple(int(size) for size in re.findall(r"\d+", sizes)), start

@@ -1,24 +1,31 @@
 """Files of pretrained networks: the arrays that they hold and what they say of the network beside them.
 
 A .npz file is the original's. A safetensors file is timm's, transformers' or torchvision's, which the name of its patch
-projection tells. Nothing in any of them is run: pickles, as PyTorch writes them, are refused.
+projection tells. Nothing in any of them is run: pickles, as PyTorch writes them, are refused. Of an array first the
+header is read, and the rest when it is wanted, no further than the header says: so a file of a few MB that would unpack
+to gigabytes is refused by names and shapes before it does.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
 import shlex
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitnp.checkpoint import CheckpointError, Tensors
+from vitnp.checkpoint import CheckpointError
 from vitnp.config import SIZES
+from vitnp.data.archives import HEADER_BYTES, npy_header, read_member
 
 PICKLE = "pytorch_model.bin"  # where older folders of transformers have no model.safetensors
 MODEL = "model.safetensors"  # in a folder of transformers, and in one of timm's hub
@@ -95,6 +102,22 @@ NOTED_LATER = {
 Scale = tuple[list[float] | None, list[float] | None]  # mean and std
 
 
+@dataclass(frozen=True)
+class Stored:
+    """An array of a file: its shape and dtype, and how it is read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    read: Callable[[], np.ndarray]
+
+    def changed(self, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray]) -> Stored:
+        """Return the array of another shape that `change` makes of this one."""
+        return Stored(shape, self.dtype, lambda: change(self.read()))
+
+
+Arrays = dict[str, Stored]
+
+
 class Source(NamedTuple):
     """What a file holds: its layout, its arrays, and the fields of a ViTConfig that it states.
 
@@ -102,13 +125,14 @@ class Source(NamedTuple):
     """
 
     layout: str
-    tensors: Tensors
+    arrays: Arrays
     described: dict[str, Any]
     asked: tuple[tuple[str, str], ...] = ()
 
 
-def read_source(path: Path) -> Source:
-    """Read a file, or the folder of a model of transformers.
+@contextmanager
+def opened(path: Path) -> Iterator[Source]:
+    """A file, or the folder of a model of transformers, whose arrays are read while it is open.
 
     Raises FileNotFoundError, or CheckpointError that says what was found and what was expected.
     """
@@ -120,15 +144,8 @@ def read_source(path: Path) -> Source:
         held = f"; it has {sorted(p.name for p in path.iterdir())}" if path.is_dir() else ""
         raise FileNotFoundError(f"{file}: there is no such file{held}")
     try:
-        if file.name == INDEX:
-            source = _read_shards(file)
-        else:
-            source = _read_npz(path) if _is_zip(file) else _read_safetensors(file)
-        if source.layout == "huggingface":
-            return source._replace(described=source.described | _read_config(file))
-        if source.layout == "timm" and not source.described:
-            return _read_timm(file, source)
-        return source
+        with zipfile.ZipFile(file) if _is_zip(file) else nullcontext() as archive:
+            yield _read_source(file, archive)
     except CheckpointError:
         raise
     except OSError as error:
@@ -137,6 +154,18 @@ def read_source(path: Path) -> Source:
         raise CheckpointError(f"{file}: cannot be unpacked: {error}") from None
     except (ValueError, TypeError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(f"{file}: damaged or cut short: {error}") from None
+
+
+def _read_source(file: Path, archive: zipfile.ZipFile | None) -> Source:
+    if file.name == INDEX:
+        source = _read_shards(file)
+    else:
+        source = _read_safetensors(file) if archive is None else _read_npz(file, archive)
+    if source.layout == "huggingface":
+        return source._replace(described=source.described | _read_config(file))
+    if source.layout == "timm" and not source.described:
+        return _read_timm(file, source)
+    return source
 
 
 def read_scale(path: Path) -> Scale:
@@ -235,7 +264,7 @@ def _read_timm(file: Path, source: Source) -> Source:
     if unknown := sorted(arguments.keys() - TIMM_TOLD.keys() - TIMM_ALONE.keys() - TIMM_ELSE):
         raise CheckpointError(f"{path}: model_args has {', '.join(unknown)}, of which vitnp knows nothing")
     alone = {name: (arguments[name], choices) for name, choices in TIMM_ALONE.items() if name in arguments}
-    named, asked = _told_by_name(path, config, source.tensors)
+    named, asked = _told_by_name(path, config, source.arrays)
     described = named | {ours: arguments[theirs] for theirs, ours in TIMM_TOLD.items() if theirs in arguments}
     for told in (arguments, config, config.get("pretrained_cfg") or {}):
         if "global_pool" in told and "global_pool" not in alone:
@@ -244,7 +273,7 @@ def _read_timm(file: Path, source: Source) -> Source:
         if value not in choices:
             raise CheckpointError(f"{path}: {name} is {value!r}; vitnp has {' or '.join(map(str, choices))}")
     if "global_pool" in alone:
-        mean = "mean-norm" if arguments.get("fc_norm", "fc_norm.weight" in source.tensors) else "mean"
+        mean = "mean-norm" if arguments.get("fc_norm", "fc_norm.weight" in source.arrays) else "mean"
         described["pool"] = "token" if alone["global_pool"][0] == "token" else mean
     if "act_layer" in arguments:
         described["gelu"] = "tanh" if arguments["act_layer"] == "gelu_tanh" else "erf"
@@ -254,7 +283,7 @@ def _read_timm(file: Path, source: Source) -> Source:
 
 
 def _told_by_name(
-    path: Path, config: dict[str, Any], tensors: Tensors
+    path: Path, config: dict[str, Any], arrays: Arrays
 ) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
     """Return what the name of a network of timm says of it, and what it leaves open; refuse one of another kind."""
     name, described = config.get("architecture", ""), {}
@@ -264,7 +293,7 @@ def _told_by_name(
             "another kind, whose arrays may have the same names, are not read"
         )
     if plain := TIMM_PLAIN.fullmatch(name):
-        size, bias = SIZES[TIMM_SIZES[plain[1]]], tensors.get("patch_embed.proj.bias")
+        size, bias = SIZES[TIMM_SIZES[plain[1]]], arrays.get("patch_embed.proj.bias")
         if bias is not None and bias.shape == (size["dim"],):  # the name stays when a network is made another width
             described["num_heads"] = size["num_heads"]
     either = ("gelu", f"timm's {name} may have either GELU: give gelu, 'tanh' or 'erf'")
@@ -304,20 +333,41 @@ def _is_zip(path: Path) -> bool:
     return start[:2] == b"PK"
 
 
-def _read_npz(path: Path) -> Source:
-    with np.load(path) as file:
-        # beside a network in training are the optimizer's state and a clock; beside a tower for images, one for text
-        beside = r"opt/(?!target/)|chrono/|extra/"
-        if any(name.startswith("params/img/") for name in file.files):
-            beside += r"|params/(txt/|[tb]$)"
-        names = [name for name in file.files if not re.match(beside, name)]
-        if others := [name for name in names if f"{name}.npy" not in file.zip.namelist()]:
-            raise CheckpointError(
-                f"{path}: an archive of other things than arrays, as {others[0]}; expected a .npz file"
-            )
-        tensors = {name: _widen(file[name]) for name in names}
-    with zipfile.ZipFile(path) as archive:
-        return Source("google", tensors, _read_note(archive.comment.decode()))
+def _read_npz(path: Path, archive: zipfile.ZipFile) -> Source:
+    members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+    # beside a network in training are the optimizer's state and a clock; beside a tower for images, one for text
+    beside = r"opt/(?!target/)|chrono/|extra/"
+    if any(name.startswith("params/img/") for name in members):
+        beside += r"|params/(txt/|[tb]$)"
+    names = [name for name in members if not re.match(beside, name)]
+    if others := [name for name in names if members[name].filename == name]:
+        raise CheckpointError(f"{path}: an archive of other things than arrays, as {others[0]}; expected a .npz file")
+    arrays = {name: _stored(path, archive, members[name]) for name in names}
+    return Source("google", arrays, _read_note(archive.comment.decode()))
+
+
+def _stored(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Stored:
+    """Return an array of a .npz file, of which the header alone was read."""
+    name = member.filename
+    with archive.open(member) as file:
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
+            raise CheckpointError(f"{path}: {name} cannot be unpacked: expected it stored or deflated, as NumPy does")
+        content = file.read(HEADER_BYTES)
+    if (header := npy_header(content)) is None:
+        raise CheckpointError(f"{path}: {name} begins with {content[:64]!r}; expected an array as NumPy writes it")
+    kind, transposed, shape, start = header
+    if (dtype := np.dtype(kind)).hasobject:
+        raise CheckpointError(f"{path}: {name} holds objects, which could run anything; expected floats")
+    if (expected := start + math.prod(shape) * dtype.itemsize) != member.file_size:
+        raise CheckpointError(
+            f"{path}: {name} has {member.file_size:,} bytes, expected {expected:,} for {dtype} {shape}: damaged"
+        )
+
+    def read() -> np.ndarray:
+        content = read_member(archive, member)
+        return _widen(np.ndarray(shape, dtype, content, start, order="F" if transposed else "C"))
+
+    return Stored(shape, _widened(dtype), functools.cache(read))
 
 
 def _read_shards(index: Path) -> Source:
@@ -325,23 +375,23 @@ def _read_shards(index: Path) -> Source:
     places = _read_object(index, "an index of safetensors files").get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise CheckpointError(f"{index}: weight_map is {places!r:.40}; expected the file of each array by its name")
-    tensors: Tensors = {}
+    arrays: Arrays = {}
     for name in sorted(set(places.values())):
         file = index.with_name(Path(name).name)  # beside the index, and nowhere else
         if not file.is_file():
             raise CheckpointError(f"{index}: {name} is not beside it: copy all files of the model")
-        tensors |= _read_arrays(file)[0]
-    if missing := sorted(places.keys() - tensors.keys()):
+        arrays |= _read_arrays(file)[0]
+    if missing := sorted(places.keys() - arrays.keys()):
         raise CheckpointError(f"{index}: {', '.join(missing[:3])} is in none of its files: copy them anew")
-    return Source(_layout_of(index, tensors), tensors, {})
+    return Source(_layout_of(index, arrays), arrays, {})
 
 
 def _read_safetensors(path: Path) -> Source:
-    tensors, metadata = _read_arrays(path)
-    return Source(_layout_of(path, tensors), tensors, _read_note(metadata.get(NOTE, "")))
+    arrays, metadata = _read_arrays(path)
+    return Source(_layout_of(path, arrays), arrays, _read_note(metadata.get(NOTE, "")))
 
 
-def _read_arrays(path: Path) -> tuple[Tensors, dict[str, str]]:
+def _read_arrays(path: Path) -> tuple[Arrays, dict[str, str]]:
     """Return the arrays and the metadata of a safetensors file."""
     from safetensors import SafetensorError, safe_open
 
@@ -358,30 +408,35 @@ def _read_arrays(path: Path) -> tuple[Tensors, dict[str, str]]:
     return _map_arrays(path), metadata
 
 
-def _map_arrays(path: Path) -> Tensors:
+def _map_arrays(path: Path) -> Arrays:
     """Return the arrays of a safetensors file where they are, without a copy; its own reader knows no bfloat16."""
     content = np.memmap(path, np.uint8, "r")
     start = 8 + int.from_bytes(content[:8].tobytes(), "little")
     header = json.loads(content[8:start].tobytes())
-    tensors = {}
+    arrays = {}
     for name, entry in header.items():
         if name != "__metadata__":
             if entry["dtype"] not in DTYPES:
                 raise CheckpointError(f"{path}: {name} is {entry['dtype']}; expected floats of 16, 32 or 64 bits")
             begin, end = entry["data_offsets"]
             array = np.frombuffer(content[start + begin : start + end], DTYPES[entry["dtype"]])
-            tensors[name] = _widen(array.reshape(entry["shape"]))
-    return tensors
+            array = array.reshape(entry["shape"])
+            arrays[name] = Stored(array.shape, _widened(array.dtype), functools.partial(_widen, array))
+    return arrays
 
 
-def _layout_of(path: Path, tensors: Tensors) -> str:
+def _layout_of(path: Path, arrays: Arrays) -> str:
     for patch, layout in PATCHES.items():
-        if any(name.endswith(patch) for name in tensors):
+        if any(name.endswith(patch) for name in arrays):
             return layout
     raise CheckpointError(
-        f"{path}: its layout is unknown: none of its {len(tensors)} arrays is a patch projection as timm, transformers "
-        f"or torchvision call it ({', '.join(PATCHES)}); the first are {sorted(tensors)[:3]}"
+        f"{path}: its layout is unknown: none of its {len(arrays)} arrays is a patch projection as timm, transformers "
+        f"or torchvision call it ({', '.join(PATCHES)}); the first are {sorted(arrays)[:3]}"
     )
+
+
+def _widened(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype("<f4") if dtype == np.dtype("V2") else dtype
 
 
 def _widen(array: np.ndarray) -> np.ndarray:

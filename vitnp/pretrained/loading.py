@@ -8,6 +8,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,12 @@ from numpy.typing import DTypeLike
 
 from vitnp.checkpoint import CheckpointError, Tensors
 from vitnp.config import POOLS, SIZES, ConfigError, ViTConfig, pair
-from vitnp.pretrained.files import Source, read_source
+from vitnp.pretrained.files import Arrays, Source, Stored, opened
 from vitnp.pretrained.layouts import LAYOUTS, Layout, Row, Sizes, Stem, axes, places, turn
 from vitnp.pretrained.positions import RULES, check_rule, resize_grid
 from vitnp.vit import VisionTransformer
 
+MOST_BLOCKS = 1000  # that a stack is taken apart into
 LAYER_SCALE = 1e-5  # where timm's layer scale starts unless it is told; what it has become is in the file
 LETTERS = {"channels": "C", "dim": "D", "mlp_dim": "M", "num_classes": "Y"}
 
@@ -83,9 +86,9 @@ def load_pretrained(
         check_rule(resize)
     if pool not in (None, *POOLS):
         raise ValueError(f"pool is {pool!r}; choose one of {', '.join(map(repr, POOLS))}")
-    source = read_source(path)
     given = {"num_heads": num_heads, "grid": grid, "pool": pool, "gelu": gelu, "layer_norm_eps": layer_norm_eps}
-    network = _examine(path, source, {name: value for name, value in given.items() if value is not None})
+    with opened(path) as source:
+        network = _examine(path, source, {name: value for name, value in given.items() if value is not None})
     if num_classes is None and not network.has_head:
         raise CheckpointError(
             f"{path}: the file has no classifier: num_classes makes one of zeros, to be trained, as finetune.py does"
@@ -116,21 +119,19 @@ class Network:
 
 
 def _examine(path: Path, source: Source, given: dict[str, Any]) -> Network:
-    """Compare all arrays with those of the layout, and find out what network they are of."""
+    """Compare all arrays with those of the layout, find out what network they are of, and only then read them."""
     layout = LAYOUTS[source.layout]
-    tensors = _rename(path, layout, source.tensors)
-    stem = _find_stem(layout, tensors)
-    rows = _expected_rows(layout, tensors, stem)
-    sizes = _measure(rows, tensors)
+    arrays = _rename(path, layout, source.arrays)
+    stem = _find_stem(layout, arrays)
+    rows = _expected_rows(layout, arrays, stem)
+    sizes = _measure(rows, arrays)
     if stem is not None:
         sizes["C"] = stem.map_channels  # the patches are of what the stem makes
     names = {row.name for row in rows}
-    floats = {name: tensor for name, tensor in tensors.items() if tensor.dtype.kind == "f"}
     problems = {
-        "missing": sorted(names - tensors.keys()),
-        "not expected": sorted(tensors.keys() - names),
-        "misshaped": [text for row in rows if (text := _misshaped(row, tensors, sizes))],
-        "not finite": [name for name, tensor in floats.items() if not np.isfinite(tensor).all()],
+        "missing": sorted(names - arrays.keys()),
+        "not expected": sorted(arrays.keys() - names),
+        "misshaped": [text for row in rows if (text := _misshaped(row, arrays, sizes))],
     }
     if any(problems.values()):
         listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
@@ -152,41 +153,46 @@ def _examine(path: Path, source: Source, given: dict[str, Any]) -> Network:
         config = _configure(path, layout, sizes, rows, stem, source.described | given)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    tensors = {name: array.read() for name, array in arrays.items()}
+    if bad := [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]:
+        raise CheckpointError(f"{path}: not finite: {', '.join(bad)}")
     return Network(config, sizes, rows, tensors)
 
 
-def _rename(path: Path, layout: Layout, tensors: Tensors) -> Tensors:
+def _rename(path: Path, layout: Layout, arrays: Arrays) -> Arrays:
     """Return the arrays by the names of the layout's table, and the blocks of a stack one by one."""
-    renamed: Tensors = {}
-    for name, tensor in _one_by_one(tensors):
+    renamed: Arrays = {}
+    for name, array in _one_by_one(arrays):
         for pattern, replacement in layout.aliases:
             name = re.sub(pattern, replacement, name)
-        if re.search(r"(^|/)gn(_root|_proj|\d)/(scale|bias)$", name) and tensor.shape[:3] == (1, 1, 1):
-            tensor = tensor.reshape(-1)  # as older versions of flax have the norms of a stem
+        if re.search(r"(^|/)gn(_root|_proj|\d)/(scale|bias)$", name) and array.shape[:3] == (1, 1, 1):
+            flat = (math.prod(array.shape),)  # as older versions of flax have the norms of a stem
+            array = array.changed(flat, np.ravel)
         if name in renamed:
             raise CheckpointError(f"{path}: {name} is there twice, under two of its names; expected one")
-        renamed[name] = tensor
+        renamed[name] = array
     for name in layout.unused:
         renamed.pop(name, None)
     return renamed
 
 
-def _one_by_one(tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
+def _one_by_one(arrays: Arrays) -> Iterator[tuple[str, Stored]]:
     """Yield the arrays as the original's first programs wrote them, where later ones write others.
 
     Those stack the arrays of all blocks, and put the class token in front of patches that have their positions already,
     so that it has none: zeros are as good.
     """
     tower = "((opt/target|params)/(img/)?)?"
-    token = any(re.fullmatch(f"{tower}cls", name) for name in tensors)
-    for name, tensor in tensors.items():
-        if "Transformer/encoderblock/" in name and tensor.ndim:
-            for i, part in enumerate(tensor):
-                yield name.replace("encoderblock", f"encoderblock_{i}"), part
-        elif token and re.fullmatch(f"{tower}pos_embedding", name) and tensor.ndim == 3:
-            yield name, np.pad(tensor, ((0, 0), (1, 0), (0, 0)))
+    token = any(re.fullmatch(f"{tower}cls", name) for name in arrays)
+    for name, array in arrays.items():
+        if "Transformer/encoderblock/" in name and array.shape and array.shape[0] <= MOST_BLOCKS:
+            for i in range(array.shape[0]):
+                yield name.replace("encoderblock", f"encoderblock_{i}"), array.changed(array.shape[1:], itemgetter(i))
+        elif token and re.fullmatch(f"{tower}pos_embedding", name) and len(array.shape) == 3:
+            one, n, D = array.shape
+            yield name, array.changed((one, 1 + n, D), partial(np.pad, pad_width=((0, 0), (1, 0), (0, 0))))
         else:
-            yield name, tensor
+            yield name, array
 
 
 def _norm_is_last(layout: Layout, names: Iterable[str]) -> bool:
@@ -194,37 +200,35 @@ def _norm_is_last(layout: Layout, names: Iterable[str]) -> bool:
     return layout.mean_norm is not None and any(name.startswith(layout.mean_norm) for name in names)
 
 
-def _find_stem(layout: Layout, tensors: Tensors) -> Stem | None:
+def _find_stem(layout: Layout, arrays: Arrays) -> Stem | None:
     """Return the ResNet that the names and the root's convolution tell, None where there is no sign of one."""
     names = layout.stem
     if names is None:
         return None
     unit = re.escape(names.unit).replace(r"\{s\}", r"(\d+)").replace(r"\{u\}", r"(\d+)")
-    places = [
-        tuple(int(n) - names.first for n in match.groups()) for name in tensors if (match := re.match(unit, name))
-    ]
-    places = [(s, u) for s, u in places if 0 <= s < len(tensors) and 0 <= u < len(tensors)]
+    places = [tuple(int(n) - names.first for n in match.groups()) for name in arrays if (match := re.match(unit, name))]
+    places = [(s, u) for s, u in places if 0 <= s < len(arrays) and 0 <= u < len(arrays)]
     roots = [start + names.names["conv.weight"] for start in (names.root, names.bare_root)]
-    root = next((tensors[name] for name in roots if name in tensors), None)
+    root = next((arrays[name] for name in roots if name in arrays), None)
     if root is None and not places:
         return None
     stages = range(max((s for s, _ in places), default=-1) + 1)
     blocks = tuple(max((u for s, u in places if s == stage), default=0) + 1 for stage in stages)
     channels, width = 3, 64  # where the root is missing, which is then said
-    if root is not None and root.ndim == 4:
+    if root is not None and len(root.shape) == 4:
         lengths = dict(zip(names.kernel.split(), root.shape, strict=True))
         channels, width = lengths["i"], lengths["o"]
     return Stem(blocks, channels, width)
 
 
-def _expected_rows(layout: Layout, tensors: Tensors, stem: Stem | None) -> list[Row]:
+def _expected_rows(layout: Layout, arrays: Arrays, stem: Stem | None) -> list[Row]:
     """Return the rows of a network with as many blocks as the names count, and with those optional parts that exist."""
     block = re.escape(layout.block).replace(r"\{i\}", r"(\d+)")
-    numbers = [int(match[1]) for name in tensors if (match := re.match(block, name))]
+    numbers = [int(match[1]) for name in arrays if (match := re.match(block, name))]
     # a number that is too large for so few arrays is an entry that is not expected, not a depth
-    depth = max((i for i in numbers if i < len(tensors)), default=0) + 1
-    rows = list(layout.rows(depth, stem, _norm_is_last(layout, tensors)))
-    found = [row.own_name for row in rows if row.name in tensors]
+    depth = max((i for i in numbers if i < len(arrays)), default=0) + 1
+    rows = list(layout.rows(depth, stem, _norm_is_last(layout, arrays)))
+    found = [row.own_name for row in rows if row.name in arrays]
     optional = ["pre_logits.", "head.", "reg_token", r"blocks\.\d+\.attn\.[qk]_norm", r"blocks\.\d+\.ls[12]"]
     for part in ["cls_token"] * layout.mean + optional:
         if not any(re.match(part, name) for name in found):
@@ -232,11 +236,11 @@ def _expected_rows(layout: Layout, tensors: Tensors, stem: Stem | None) -> list[
     return rows
 
 
-def _measure(rows: list[Row], tensors: Tensors) -> Sizes:
+def _measure(rows: list[Row], arrays: Arrays) -> Sizes:
     """Return the length of every letter that the shapes tell, by majority: what differs is then misshaped."""
     votes: dict[str, Counter[int]] = defaultdict(Counter)
     for row in rows:
-        letters, shape = row.shape.split(), tensors[row.name].shape if row.name in tensors else ()
+        letters, shape = row.shape.split(), arrays[row.name].shape if row.name in arrays else ()
         if len(letters) == len(shape) and not row.sizes:
             for letter, length in zip(letters, shape, strict=True):
                 votes[letter][length] += 1
@@ -249,16 +253,16 @@ def _measure(rows: list[Row], tensors: Tensors) -> Sizes:
     return sizes
 
 
-def _misshaped(row: Row, tensors: Tensors, sizes: Sizes) -> str:
+def _misshaped(row: Row, arrays: Arrays, sizes: Sizes) -> str:
     """Say what is wrong with an array that is there; nothing where it is as it should be."""
-    if row.name not in tensors:
+    if row.name not in arrays:
         return ""
-    tensor, sizes = tensors[row.name], sizes | row.sizes
+    array, sizes = arrays[row.name], sizes | row.sizes
     known = all(letter in sizes for letter in row.shape.replace(" ", ""))
     expected = axes(row.shape, sizes) if known else None
-    if tensor.shape == expected and tensor.dtype.kind == "f":
+    if array.shape == expected and array.dtype.kind == "f":
         return ""
-    return f"{row.name} is {tensor.dtype} {tensor.shape}, expected floats {expected or row.shape}"
+    return f"{row.name} is {array.dtype} {array.shape}, expected floats {expected or row.shape}"
 
 
 def _configure(
