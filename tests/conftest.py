@@ -15,8 +15,12 @@ settings.load_profile("fixed")
 
 @pytest.fixture(autouse=True, scope="session")
 def one_blas_thread() -> Iterator[None]:
-    """Small products gain nothing by threads, and lose much where several test processes wait for the same cores."""
-    with threadpool_limits(1, user_api="blas"):
+    """Small products gain nothing by threads, and lose much where several test processes wait for the same cores.
+
+    Scripts that tests start are told by their environment.
+    """
+    with threadpool_limits(1, user_api="blas"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENBLAS_NUM_THREADS", "1")
         yield
 
 

@@ -125,6 +125,10 @@ def test_a_pickle_cut_anywhere_is_refused():
     assert all("; expected a pickle" in refusal(content[:length]) for length in range(len(content)))
 
 
+def test_a_text_with_an_escape_that_there_is_not_is_refused_and_no_warning():
+    refusal(b"c\\\xf9\nx\n.")
+
+
 def test_an_empty_file_is_called_empty():
     assert refusal(b"").startswith("empty file; expected a pickle")
 

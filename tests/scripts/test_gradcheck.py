@@ -54,7 +54,7 @@ def test_a_wrong_gradient_is_status_1(tmp_path, options, passes):
     failed = subprocess.run(
         [sys.executable, SCRIPT, *options],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(tmp_path)},
+        env={"PYTHONPATH": str(tmp_path), "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
