@@ -33,7 +33,7 @@ from vitnp.cores import usable_cores
 from vitnp.data import load_cifar10, load_digits, load_mnist
 from vitnp.durable import Lock, write_atomically
 from vitnp.options import training_parser
-from vitnp.resuming import CHECKPOINT, PLACES, load_run
+from vitnp.resuming import CHANGEABLE, CHECKPOINT, PLACES, load_run
 
 TEST_SEED = 1_000_000  # of the digits, as in train_digits.py
 GREY = {
@@ -221,7 +221,8 @@ def _digest(content):
 def check_recipe(out, recipe, args):
     """Return what results depend on; ValueError where `out` holds those of another recipe, which is no comparison."""
     path, settings = out / "recipe.json", {"dataset": args.dataset, "images": args.images}
-    settings |= {name: value for name, value in vars(recipe).items() if name not in (*PLACES, "seed", "shards")}
+    others = (*PLACES, *CHANGEABLE, "seed", "shards")
+    settings |= {name: value for name, value in vars(recipe).items() if name not in others}
     # where nothing was trained yet, there is nothing to compare with
     if path.exists() and any(list(out.glob(f"*/seed-*/{name}")) for name in (CHECKPOINT, "result.json")):
         before = read_sealed(path, "choose another --out")
@@ -333,7 +334,7 @@ def run(args):
 
 
 def train_all(variants, chosen, sets, recipe, out, args):
-    """Train the chosen ones with the first seed, then with the second: whenever it is stopped, the table is fair.
+    """Train the chosen ones with the first seed, then with the second: whenever it is stopped, they compare fairly.
 
     It has all that is finished, whichever command did that.
     """

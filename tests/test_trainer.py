@@ -1158,7 +1158,7 @@ def test_nobody_else_trains_in_the_folder_of_a_run(monkeypatch, tmp_path, what):
     assert len(refused) == 1
 
 
-def test_a_folder_that_is_made_again_is_held_again(monkeypatch, tmp_path):
+def test_a_folder_that_is_made_again_is_held_again(monkeypatch, tmp_path, capsys):
     """A folder takes its lock along when it is moved, and the run goes on where it was."""
     monkeypatch.setattr(sys, "argv", ["train_toy.py"])
     one_step, refused, folder = train.Trainer._one_step, [], tmp_path / "run"
@@ -1176,10 +1176,31 @@ def test_a_folder_that_is_made_again_is_held_again(monkeypatch, tmp_path):
     assert run_main(monkeypatch, ["--out", str(folder), "--save-every", "0"], load_toy) == 0
     assert refused == [f"another process ({os.getpid()}) trains in {folder}: wait until it ends, or stop it"]
     assert vitnp.load_checkpoint(folder / train.CHECKPOINT).optimizer.steps == LAST
+    assert (folder / train.BEST).exists()
     assert not (folder / ".lock").exists()
+    said = capsys.readouterr().err
+    assert said == f"notice: {folder} was moved or deleted, with all that the run had written; it is made again\n"
 
 
-def test_a_run_does_not_write_where_another_has_taken_its_place(monkeypatch, tmp_path, capsys):
+def test_a_lock_that_somebody_removed_is_taken_again(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_toy.py"])
+    one_step, folder = train.Trainer._one_step, tmp_path / "run"
+
+    def step(trainer, images, labels):
+        one_step(trainer, images, labels)
+        if trainer.optimizer.steps == 2:
+            (folder / ".lock").unlink()
+        elif trainer.optimizer.steps == 4:
+            assert (folder / ".lock").read_text() == str(os.getpid())
+
+    monkeypatch.setattr(train.Trainer, "_one_step", step)
+    assert run_main(monkeypatch, ["--out", str(folder), "--save-every", "0"], load_toy) == 0
+    assert capsys.readouterr().err == ""
+    assert len(lines(folder)) == LAST + LAST // PER_EPOCH + 1
+
+
+@pytest.mark.parametrize("holder", ["another process", "nobody any more"])
+def test_a_run_does_not_write_where_another_has_taken_its_place(monkeypatch, tmp_path, capsys, holder):
     monkeypatch.setattr(sys, "argv", ["train_toy.py"])
     one_step, folder, locks = train.Trainer._one_step, tmp_path / "run", ExitStack()
 
@@ -1187,16 +1208,33 @@ def test_a_run_does_not_write_where_another_has_taken_its_place(monkeypatch, tmp
         if trainer.optimizer.steps == 2:
             folder.rename(tmp_path / "moved")
             folder.mkdir()
-            locks.enter_context(train._lock(folder))
+            if holder == "another process":
+                locks.enter_context(train._lock(folder))
         one_step(trainer, images, labels)
 
     monkeypatch.setattr(train.Trainer, "_one_step", step)
     with locks:
         assert run_main(monkeypatch, ["--out", str(folder), "--save-every", "0"], load_toy) == 1
-        assert [path.name for path in folder.iterdir()] == [".lock"]
-    said = capsys.readouterr().err
-    assert f"could not be saved ({folder}: another process ({os.getpid()}) trains in" in said
-    assert "that of step 2 is the last" in said
+        assert [path.name for path in folder.iterdir()] == [".lock"] * (holder == "another process")
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"could not be saved ({folder} was moved or deleted, and what has its name now is not this run's" in said
+    assert said.endswith("that of step 2 is the last")
+    assert vitnp.load_checkpoint(tmp_path / "moved" / train.CHECKPOINT).optimizer.steps == 2
+
+
+def test_another_run_s_best_model_is_told_and_replaced(tmp_path, monkeypatch, stop_after, capsys):
+    trainer, accuracies = make(tmp_path / "run"), iter([0.9, 0.3, 0.5, 0.5])
+    monkeypatch.setattr(train.Trainer, "evaluate", lambda self, dataset: (1.0, next(accuracies)))
+    stop_after(trainer, PER_EPOCH + 1)
+    trainer.run(0.0)
+    best = tmp_path / "run" / train.BEST
+    found = vitnp.load_checkpoint(best)
+    vitnp.save_checkpoint(best, found.model, progress={**found.progress, "mean": [0.0]})
+    assert resumed(tmp_path / "run" / train.CHECKPOINT).run(0.0) == 0
+    assert (
+        f"notice: {best} is not this run's: the best of the epochs to come takes its place" in capsys.readouterr().err
+    )
+    assert vitnp.load_checkpoint(best).progress["best"] == {"epoch": 3, "accuracy": 0.5}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a permission there")

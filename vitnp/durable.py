@@ -127,6 +127,7 @@ class Lock:
     def __init__(self, path: Path, doing: str) -> None:
         self.path, self.doing = path, doing
         self._file: IO[bytes] | None = None
+        self._folder: os.stat_result | None = None  # where it was last made
 
     def __enter__(self) -> Self:
         self.renew()
@@ -145,12 +146,20 @@ class Lock:
         """Whether the file is still there, and ours: it goes with its folder."""
         return self._file is not None and is_same(self._file, self.path)
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the folder is still the one where it was made."""
+        try:
+            return self._folder is not None and os.path.samestat(self._folder, os.stat(self.path.parent))
+        except FileNotFoundError:
+            return False
+
     def renew(self) -> None:
         """Hold it again where it has gone; raise as entering does."""
         if self.held:
             return
         self.__exit__()
-        self._file = _open_locked(self.path, self.doing)
+        self._file, self._folder = _open_locked(self.path, self.doing), os.stat(self.path.parent)
         try:
             self._file.truncate(0)
             # at once: what waited would fail again when it closes

@@ -99,7 +99,7 @@ class MaskedTrainer(Trainer):
         try:
             save_checkpoint(self.folder / BACKBONE, backbone, progress=self._progress())
         except OSError as error:
-            raise OSError(f"{BACKBONE} could not be written: {error.strerror or error}") from error
+            raise OSError(error.errno, f"{BACKBONE} could not be written: {error.strerror or error}") from error
         self.stale = False
 
     def _print_head(self) -> None:

@@ -48,7 +48,7 @@ from vitnp.nonfinite import bad_parameter, first_not_finite
 from vitnp.optim import SGD, Adam, Optimizer
 from vitnp.options import TrainingParser, check_options, check_ranges, check_shift, make_augmentation, make_config
 from vitnp.parallel import ShardedStep
-from vitnp.resuming import CHECKPOINT, PLACES, PREVIOUS, load_run, take_settings
+from vitnp.resuming import CHANGEABLE, CHECKPOINT, PLACES, PREVIOUS, load_run, take_settings
 from vitnp.schedules import warmup_decay
 from vitnp.stopping import Stop, Stopped
 from vitnp.vit import VisionTransformer
@@ -59,6 +59,7 @@ BACKBONE = "backbone.safetensors"  # what pre-training leaves for training and p
 SAVED = CHECKPOINT, PREVIOUS, BEST, BACKBONE
 METRICS, FAILED = "metrics.jsonl", "failed_step.json"
 RESULTS = (*SAVED, METRICS, FAILED, "attention.png", "curves.png")
+NONE_YET = {"epoch": 0, "accuracy": -1.0}
 NOTHING_SEEN = {"loss": 0.0, "correct": 0, "images": 0}
 Loader = Callable[[argparse.Namespace], tuple[Dataset, Dataset]]
 ImageFields = Callable[[argparse.Namespace], dict[str, Any]]
@@ -227,7 +228,7 @@ class Trainer:
         )
         self.seen = dict(NOTHING_SEEN)  # sums over the epoch so far; not nothing until it is validated
         self.images, self.seconds = 0, 0.0  # trained on and spent in steps, over the whole run
-        self.best: dict[str, Any] = {"epoch": 0, "accuracy": -1.0}  # of the model in best.safetensors
+        self.best: dict[str, Any] = dict(NONE_YET)  # of the model in best.safetensors
         self.better: tuple[VisionTransformer, dict[str, Any]] | None = None  # a model, and its notes, still to go there
         self.saved_steps: int | None = None
         self.saved_at, self.unsaved = -math.inf, True
@@ -456,20 +457,29 @@ class Trainer:
             save_checkpoint(path, *state)
         except OSError as error:
             last = "none is saved yet" if self.saved_steps is None else f"that of step {self.saved_steps} is the last"
+            advice = ": make room, or make the folder writable" if error.strerror else ""
             raise OSError(
-                f"{path}: step {self.optimizer.steps} could not be saved ({error.strerror or error}), {last}: make "
-                "room, or make the folder writable"
+                f"{path}: step {self.optimizer.steps} could not be saved ({error.strerror or error}), {last}{advice}"
             ) from error
         self.saved_steps, self.unsaved = self.optimizer.steps, False
 
     def _hold_folder(self) -> None:
-        """Make the folder again if it has gone, and hold it; OSError where another process does."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Make the folder again if it has gone, and hold it; OSError where another one has its name."""
+        if self.lock is None or self.lock.held:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return
         try:
-            if self.lock is not None:
+            if self.lock.in_place:  # the lock alone has gone
                 self.lock.renew()
-        except LockedError as error:
-            raise OSError(f"{self.folder}: {error}") from error
+                return
+            self.folder.mkdir(parents=True)
+            self.lock.renew()
+        except (FileExistsError, LockedError):
+            raise OSError(
+                f"{self.folder} was moved or deleted, and what has its name now is not this run's: move that away"
+            ) from None
+        warn(f"notice: {self.folder} was moved or deleted, with all that the run had written; it is made again")
+        self.best = dict(NONE_YET)
 
     def _try_to_save(self) -> None:
         """Save; a disk that is full, or gone, does not end the run, which saves again later."""
@@ -499,7 +509,7 @@ class Trainer:
         try:
             save_checkpoint(self.folder / BEST, model, progress=notes)
         except OSError as error:
-            raise OSError(f"{BEST} could not be written: {error.strerror or error}") from error
+            raise OSError(error.errno, f"{BEST} could not be written: {error.strerror or error}") from error
         self.best, self.better = notes["best"], None
 
     def _progress(self) -> dict[str, Any]:
@@ -549,17 +559,22 @@ class Trainer:
         self.best = progress["best"]
         if self.best["epoch"] and (lost := self._what_is_wrong_with_the_best()):
             warn(f"notice: {lost}: the best of the epochs to come takes its place")
-            self.best = {"epoch": 0, "accuracy": -1.0}
+            self.best = dict(NONE_YET)
         self.saved_steps, self.saved_at, self.unsaved = self.optimizer.steps, time.monotonic(), False
 
     def _what_is_wrong_with_the_best(self) -> str:
         try:
-            load_checkpoint(self.folder / BEST)
+            found = load_checkpoint(self.folder / BEST).progress
         except FileNotFoundError:
             return f"{self.folder / BEST}, the model of epoch {self.best['epoch']}, is not there any more"
         except (CheckpointError, OSError) as error:
             return f"{error}"
-        return ""
+        # It may be of a later epoch, if the run was killed before it saved that.
+        noted = found.get("best")
+        same = _of_the_run(found) == json.loads(json.dumps(_of_the_run(self._progress())))
+        if same and isinstance(noted, dict) and noted.get("epoch", 0) >= self.best["epoch"]:
+            return ""
+        return f"{self.folder / BEST} is not this run's"
 
     def _draw_attention(self) -> None:
         images, names = fit_images(self.test.images[:PICTURED], *self.fit), self.test.class_names
@@ -569,6 +584,14 @@ class Trainer:
             for guess, label in zip(logits.argmax(-1), self.test.labels[:PICTURED], strict=True)
         ]
         attention_picture(images, maps, captions, self.folder / "attention.png", columns=4)
+
+
+def _of_the_run(progress: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a checkpoint's notes is the same in all of a run's."""
+    settings = progress.get("settings")
+    lasting = settings.items() if isinstance(settings, dict) else ()
+    found = {name: progress.get(name) for name in ("script", "data", "mean", "std")}
+    return found | {"settings": {name: value for name, value in lasting if name not in CHANGEABLE}}
 
 
 def _draw_curves(folder: Path) -> None:

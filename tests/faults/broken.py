@@ -531,8 +531,8 @@ PROMISES = (
             _check(
                 "test_trainer.py::test_a_folder_that_is_made_again_is_held_again",
                 TRAIN,
-                "                self.lock.renew()\n",
-                "                pass\n",
+                "            self.folder.mkdir(parents=True)\n            self.lock.renew()\n",
+                "            self.folder.mkdir(parents=True)\n",
             ),
             _check(
                 "test_trainer.py::test_a_run_does_not_write_where_another_has_taken_its_place",

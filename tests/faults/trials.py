@@ -14,7 +14,6 @@ import numpy as np
 from mutants.trial import ROOT
 
 from faults import costs, damage, runs
-from vitnp.cores import usable_cores
 
 SINGLE = ("OPENBLAS_NUM_THREADS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD")  # what the other trials run with
 
@@ -93,7 +92,7 @@ def suite(folder: Path, rng: np.random.Generator) -> bool:
     environment = {name: value for name, value in os.environ.items() if name not in SINGLE}
     for seed in rng.integers(2**32, size=20):
         order = ["-p", "no:cacheprovider", "--basetemp", str(folder / "tests"), f"--randomly-seed={seed}"]
-        command = [sys.executable, "-m", "pytest", "-q", "-n", str(usable_cores()), *order]
+        command = [sys.executable, "-m", "pytest", "-q", "-n", str(len(os.sched_getaffinity(0))), *order]
         run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         print(f"  seed {seed}: {run.stdout.strip().splitlines()[-1]}", flush=True)
         show([line for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))])
