@@ -140,9 +140,28 @@ def test_a_file_that_is_of_two_classes_is_refused(pets, tmp_path, how):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a permission there")
-def test_a_file_that_is_in_its_class_twice_is_no_fault(pets):
-    (pets / "cat" / "again.bmp").symlink_to("b.bmp")
-    assert "cat/again.bmp" in names(find_images(pets))
+def test_a_file_that_is_in_its_class_twice_counts_once(pets):
+    before = names(find_images(pets))
+    (pets / "cat" / "c.bmp").symlink_to("b.bmp")
+    os.link(pets / "dog" / "1.png", pets / "dog" / "3.png")
+    assert names(find_images(pets)) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a permission there")
+def test_a_file_that_is_for_training_and_for_the_test_is_refused(pets, tmp_path):
+    shutil.copytree(pets, tmp_path / "both" / "train")
+    shutil.copytree(pets, tmp_path / "both" / "test")
+    assert [len(part) for part in find_splits(tmp_path / "both")] == [5, 5]
+    (tmp_path / "both" / "test" / "owl" / "link.gif").symlink_to("../../train/cat/b.bmp")
+    for roots in ([tmp_path / "both"], [pets, pets]):
+        with pytest.raises(DataError, match=r"the same file as .*, which is to train on, so that it tests nothing"):
+            find_splits(*roots)
+
+
+def test_a_link_to_nowhere_is_told_by_name(pets):
+    (pets / "cat" / "gone.png").symlink_to("nowhere.png")
+    with pytest.raises(DataError, match=r"cat/gone\.png"):
+        load_folder(pets, 4)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="such names cannot be there")

@@ -741,8 +741,14 @@ PROMISES = (
         ),
     ),
     Promise(
-        "No image has two labels, by whatever link",
+        "No image has two labels, by whatever link, and none of the training is in the test",
         (
+            _check(
+                "data/test_folder.py::test_a_file_that_is_for_training_and_for_the_test_is_refused",
+                FOLDER,
+                "    _check_apart(train, test)\n",
+                "",
+            ),
             _check(
                 "data/test_folder.py::test_a_link_from_one_class_to_another_is_refused",
                 FOLDER,
@@ -752,8 +758,8 @@ PROMISES = (
             _check(
                 "data/test_folder.py::test_a_file_that_is_of_two_classes_is_refused",
                 FOLDER,
-                "                if owner != label:\n",
-                "                if False:\n",
+                "            if owner != label:\n",
+                "            if False:\n",
             ),
         ),
     ),

@@ -86,11 +86,12 @@ def test_a_folder_run_is_tested_where_it_was(run, photographs, folder_options, t
     options = "runs/folder/checkpoint.safetensors", "--shots", 3, "--choices", 1, "--folder"
     output = run("probe.py", *options, photographs, cwd=tmp_path).stdout
     assert f"{len(list(other.rglob('*.png')))} of the test" in output
-    error = run("probe.py", *options, other, cwd=tmp_path, status=1).stderr
-    assert re.match(rf"error: .*other: not the files that the run began with, whose test was in {other}: name", error)
+    third = shutil.copytree(other, tmp_path / "third")
+    error = run("probe.py", *options, third, cwd=tmp_path, status=1).stderr
+    assert re.match(rf"error: .*third: not the files that the run began with, whose test was in {other}: name", error)
     assert (
         f"{len(list(photographs.rglob('*.png')))} of the test"
-        in run("probe.py", *options, other, "--test-data", photographs, cwd=tmp_path).stdout
+        in run("probe.py", *options, third, "--test-data", photographs, cwd=tmp_path).stdout
     )
 
 

@@ -7,14 +7,13 @@
 First the files are listed, which is quick and finds what is missing; then they are read, each into its place in one
 array, so memory is that of the result. A file that is no image at all, as a text or what starts with a dot, is passed
 over; one that is an image but cannot be used is an error, because a class that quietly lacks images is worse. Links
-to files and folders count as these, but no file may be of two classes, by whatever links.
+to files and folders count as these, but each file counts once, and none may be of two classes or of training and test.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -33,6 +32,7 @@ READ = (
 NOT_READ = (".avif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".eps", ".psd", ".ico", ".tga", ".dng", ".cr2", ".nef")
 TEST_NAMES = ("test", "val", "valid", "validation")  # of the folder beside "train"
 TEST_SHARE = 2  # which random stream of a seed
+Identity = tuple[int | str, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ def find_images(root: PathLike) -> ImageFiles:
             f"{root}: no images in {', '.join(empty)}; expected files such as {', '.join(READ[:2])} in each class: "
             "put some there or remove the sub-folder"
         )
-    _check_two_labels(files)
+    files = _each_once(files)
     labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(paths) for paths in files])
     return ImageFiles(root, class_names, tuple(path for paths in files for path in paths), labels)
 
@@ -130,6 +130,7 @@ def find_splits(
             f"only in {train.root}: {', '.join(only[0]) or 'none'}; only in {test.root}: {', '.join(only[1]) or 'none'}"
         )
         raise data_error(f"the classes of training and test differ ({found}); expected the same sub-folders in both")
+    _check_apart(train, test)
     return train, test
 
 
@@ -191,19 +192,42 @@ def _check_class(link: Path, real: Path, others: set[str]) -> None:
             )
 
 
-def _check_two_labels(files: list[list[Path]]) -> None:
-    """Refuse a file that is in two classes, as links to one and the same file may have it."""
-    first: dict[tuple[int, int], tuple[int, Path]] = {}
+def _each_once(files: list[list[Path]]) -> list[list[Path]]:
+    """Return the files of each class, each once, whatever links lead to it; refuse one that is of two classes."""
+    owners: dict[Identity, tuple[int, Path]] = {}
+    found: list[list[Path]] = []
     for label, paths in enumerate(files):
+        found.append([])
         for path in paths:
-            with suppress(OSError):  # a link to nowhere, which is told when it is read
-                found = path.stat()
-                owner, other = first.setdefault((found.st_dev, found.st_ino), (label, path))
-                if owner != label:
-                    raise data_error(
-                        f"{path}: the same file as {other}, so that an image would be of two classes; expected it in "
-                        "one: remove one of them"
-                    )
+            owner, first = owners.setdefault(_identity(path), (label, path))
+            if owner != label:
+                raise data_error(
+                    f"{path}: the same file as {first}, so that an image would be of two classes; expected it in "
+                    "one: remove one of them"
+                )
+            if first == path:
+                found[-1].append(path)
+    return found
+
+
+def _check_apart(train: ImageFiles, test: ImageFiles) -> None:
+    """Refuse a file that is for training and for the test, by whatever links."""
+    first = {_identity(path): path for path in train.paths}
+    for path in test.paths:
+        if (other := first.get(_identity(path))) is not None:
+            raise data_error(
+                f"{path}: the same file as {other}, which is to train on, so that it tests nothing; expected others in "
+                "the test: remove one of them"
+            )
+
+
+def _identity(path: Path) -> Identity:
+    """Return what is the same for one file by all of its names; of a link to nowhere, which is told later, its name."""
+    try:
+        found = path.stat()
+    except OSError:
+        return str(path), 0
+    return found.st_dev, found.st_ino
 
 
 def _hidden(name: str) -> bool:
