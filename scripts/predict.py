@@ -35,7 +35,7 @@ def read_labels(path, classes):
         raise ValueError(f"{path}: no text in UTF-8 ({error.reason} at byte {error.start}): save it as that") from None
     if len(names) != classes:
         raise ValueError(f"{path}: {len(names)} lines; expected {classes}, a name for each class of the model")
-    return names
+    return list(map(one_line, names))
 
 
 def load_pretrained(args):

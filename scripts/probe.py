@@ -18,6 +18,7 @@ import train_digits
 
 import vitnp
 from vitnp import data, train
+from vitnp.folder_runs import hold_out_a_tenth
 from vitnp.options import PRETRAINED, add_pretrained_options, told_of_pretrained
 from vitnp.pretrained import read_scale
 
@@ -71,7 +72,8 @@ def take_settings(args, progress):
                 f"--held-out is {args.held_out}, but the run held out {held_out}, and trained on the others"
             )
     args.seed = seed if args.seed is None else args.seed
-    args.held_out = min(1000, held_out) if args.held_out is None else args.held_out
+    if args.held_out is None and (settings or args.folder is None):
+        args.held_out = min(1000, held_out)
     return settings
 
 
@@ -131,6 +133,7 @@ def probe(args):
         raise ValueError(f"--choices is {args.choices}; it must be at least 1")
     model, scale, progress = load_network(args)
     whole, test = load_sets(args, model, progress)
+    hold_out_a_tenth(args, whole)  # of a folder, unless --held-out says another number
     fit, held_out = whole.split(args.held_out, args.seed)
     choices = choose(fit, args)
     used = np.unique(np.concatenate([few for of_shots in choices.values() for few in of_shots]))  # no others pass
@@ -176,7 +179,9 @@ def make_parser():
     parser.add_argument("--data", type=Path, help="where the data set is, as in training")
     parser.add_argument("--shots", type=shots, default="5,10,25", help="images of each class, or all, after commas")
     parser.add_argument("--choices", type=int, default=3, help="how often the shots are chosen anew")
-    parser.add_argument("--held-out", type=int, help="training images that choose the strength; 1000, or the run's")
+    parser.add_argument(
+        "--held-out", type=int, help="training images that choose the strength; 1000, or the run's; of a folder a tenth"
+    )
     parser.add_argument("--seed", type=int, help="of what is held out; the run's, for the same images, or 0")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs CuPy and an NVIDIA GPU")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

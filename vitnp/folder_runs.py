@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sized
 
 from vitnp.data import DataError, Dataset, ImageFiles
 from vitnp.data.dataset import whole_number
@@ -11,7 +12,7 @@ MOST_HELD_OUT = 1000
 Splits = tuple[ImageFiles, ImageFiles]
 
 
-def hold_out_a_tenth(args: argparse.Namespace, training: ImageFiles) -> None:
+def hold_out_a_tenth(args: argparse.Namespace, training: Sized) -> None:
     """Set `held_out` where it is not said, to a tenth of the images; DataError where it leaves none to train on."""
     if args.held_out is None:
         args.held_out = max(1, min(MOST_HELD_OUT, len(training) // 10))

@@ -710,6 +710,15 @@ def test_a_norm_after_the_mean_beside_a_class_token_is_refused(timm):
 
     with pytest.raises(vitnp.CheckpointError, match="a network that pools the mean beside a class token"):
         timm(edit)
+    assert same_parameters(timm(edit, pool="token"), load("timm"))  # of a token it is the same norm
+
+
+def test_an_array_that_is_there_twice_is_refused(google, tmp_path):
+    path = change(file_of("google"), tmp_path / "m.npz", lambda arrays: None)
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("cls.npy", archive.read("cls.npy"))
+    with pytest.raises(vitnp.CheckpointError, match=r"cls\.npy is there 2 times; expected every array once: damaged"):
+        vitnp.load_pretrained(path)
 
 
 @pytest.mark.parametrize("case", ["timm", "torchvision"])
@@ -771,7 +780,7 @@ def test_a_grid_of_another_number_of_patches_is_refused():
     ("case", "told", "message"),
     [
         ("google", {"num_heads": 2}, "num_heads is said to be 2, but the arrays have 3"),
-        ("huggingface", {"grid": (4, 2)}, "the positions do not go with a grid of"),
+        ("huggingface", {"grid": (4, 2)}, r"grid is said to be \(4, 2\), but the file says \(2, 4\): leave it out"),
         ("huggingface", {"num_heads": 2}, "num_heads is said to be 2, but the file says 3: leave it out"),
         ("huggingface-tanh", {"gelu": "erf"}, "gelu is said to be erf, but the file says tanh: leave it out"),
     ],
@@ -1015,13 +1024,13 @@ def test_an_array_that_goes_on_behind_what_it_claims_is_read_no_further(tmp_path
     [
         (
             b"\x93NUMPY\2\0\xff\xff\xff\xff{",
-            r"cls\.npy begins with b'.x93NUMPY.*'; expected an array as NumPy writes it",
+            r"cls\.npy begins with b'.x93NUMPY.*'; expected an array in NumPy's format 1.0",
         ),
         (npy(np.zeros(3)).replace(b"<f8", b"x,y"), "damaged or cut short: "),
         (npy(np.zeros(3))[:-1], r"cls\.npy has 151 bytes, expected 152 for float64 \(3,\): damaged"),
         (npy(np.zeros(3)) + b"x", r"cls\.npy has 153 bytes, expected 152"),
-        (npy(np.zeros(3)).replace(b"(3,)", b"(" * 9 + b"3"), "expected an array as NumPy writes it"),
-        (b"text", r"cls\.npy begins with b'text'; expected an array as NumPy writes it"),
+        (npy(np.zeros(3)).replace(b"(3,)", b"(" * 9 + b"3"), "expected an array in NumPy's format 1.0"),
+        (b"text", r"cls\.npy begins with b'text'; expected an array in NumPy's format 1.0"),
     ],
 )
 def test_an_array_whose_header_is_wrong_is_refused(tmp_path, content, message):
@@ -1198,6 +1207,9 @@ def test_an_index_that_does_not_fit_its_files_is_refused(shards, change, message
     [
         ("[0.5]", r"\[0\.5\]; expected how transformers prepares an image"),
         ("{", "no readable JSON: Expecting"),
+        ("[" * 200_000 + "]" * 200_000, "no readable JSON: "),
+        ('{"image_mean": [1' + 400 * "0" + "]}", r"image_mean is \[1000.*; expected a list of numbers"),
+        ('{"rescale_factor": 1' + 400 * "0" + "}", "rescale_factor is 1000.*; expected a number above 0"),
         ('{"image_mean": 0.5}', "image_mean is 0.5; expected a list of numbers, one a channel"),
         ('{"image_std": ["half"]}', r"image_std is \['half'\]; expected a list of numbers"),
         ('{"do_normalize": "no"}', "do_normalize is 'no'; expected true or false"),
@@ -1267,7 +1279,9 @@ def test_the_channels_that_are_not_normalised_are_the_networks_or_three(tmp_path
     (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": false}')
     assert read_scale(tmp_path) == ([0] * 3, [1] * 3)
     (tmp_path / "config.json").write_text('{"num_channels": "two"}')
-    with pytest.raises(vitnp.CheckpointError, match=r"config\.json: num_channels is 'two'; expected an integer of at"):
+    with pytest.raises(
+        vitnp.CheckpointError, match=r"config\.json: num_channels is 'two'; expected an integer from 1 to 1024"
+    ):
         read_scale(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(
         '{"rescale_factor": 0.00392156862745098}'

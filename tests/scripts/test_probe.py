@@ -34,11 +34,11 @@ def test_a_published_model_is_probed_on_a_folder(run, photographs, tmp_path):
     save_pretrained(model, tmp_path / "vit", layout="huggingface")
     (tmp_path / "vit" / "preprocessor_config.json").write_text('{"image_std": [50.0, 50.0, 50.0]}')
     options = ["--pretrained", tmp_path / "vit", "--folder", photographs, "--mean", "0.4,0.4,0.4", "--num-heads", 2]
-    output = run("probe.py", *options, "--held-out", 10, "--shots", "3", "--choices", 1, cwd=tmp_path).stdout
+    output = run("probe.py", *options, "--shots", "3", "--choices", 1, cwd=tmp_path).stdout
     whole = load_folder(photographs, 28, 3)
     training, test = vitnp.data.find_splits(photographs, None, 0.1, 0)
-    fit, held_out = training.read(28, 3).split(10, 0)
-    assert len(whole) == len(fit) + 10 + len(test)
+    fit, held_out = training.read(28, 3).split(len(training) // 10, 0)
+    assert len(whole) == len(fit) + len(held_out) + len(test)
     pairs = []
     for part in (fit.subset(vitnp.few_shot_indices(fit.labels, 3)), held_out, test.read(28, 3)):
         pairs.append((vitnp.features(model, part.images, mean=[0.4] * 3, std=[50.0, 50.0, 50.0]), part.labels))

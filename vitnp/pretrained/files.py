@@ -11,10 +11,13 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import re
 import shlex
+import sys
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -99,6 +102,7 @@ NOTED_LATER = {
 }  # what files have that were written before there were these
 
 
+MOST_CHANNELS = 1024  # of an image, where a number is believed without an array that has it
 Scale = tuple[list[float] | None, list[float] | None]  # mean and std
 
 
@@ -168,30 +172,29 @@ def _read_source(file: Path, archive: zipfile.ZipFile | None) -> Source:
     return source
 
 
-def read_scale(path: Path) -> Scale:
+def read_scale(path: str | os.PathLike[str]) -> Scale:
     """Return the (mean, std) that a folder of transformers or of timm's hub tells of its images, None where none does.
 
     `path` is the folder, or the model.safetensors in it. Pixels are in [0, 1]. Raises CheckpointError for what is no
     mean, and the like.
     """
-    if path.name in (MODEL, INDEX):
-        path = path.parent
-    source = path / "preprocessor_config.json"
+    folder = _folder_of(path)
+    source = folder / "preprocessor_config.json"
     if source.is_file():
         return _read_processor(source)
-    source = path / "config.json"
+    source = folder / "config.json"
     config = _read_timm_config(source)
     told = config.get("pretrained_cfg") or config  # older ones have all of it in one
     return _one_a_channel(source, told, "mean"), _one_a_channel(source, told, "std")
 
 
-def read_class_names(path: Path) -> list[str] | None:
+def read_class_names(path: str | os.PathLike[str]) -> list[str] | None:
     """Return the names of the classes that the config.json of a folder of transformers tells, None where none does.
 
     `path` is the folder, or the model.safetensors in it. LABEL_0, LABEL_1 and so on, which transformers writes where it
     knows none, are no names.
     """
-    file = (path.parent if path.name in (MODEL, INDEX) else path) / "config.json"
+    file = _folder_of(path) / "config.json"
     config = _read_object(file, "the configuration of a model of transformers") if file.is_file() else {}
     labels = config.get("id2label")
     if not isinstance(labels, dict) or labels.keys() != {f"{i}" for i in range(len(labels))}:
@@ -199,6 +202,11 @@ def read_class_names(path: Path) -> list[str] | None:
     names = [labels[f"{i}"] for i in range(len(labels))]
     made_up = names == [f"LABEL_{i}" for i in range(len(names))]
     return None if made_up or not all(isinstance(name, str) for name in names) else names
+
+
+def _folder_of(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    return path.parent if path.name in (MODEL, INDEX) else path
 
 
 def _read_processor(source: Path) -> Scale:
@@ -212,7 +220,7 @@ def _read_processor(source: Path) -> Scale:
         if not isinstance(told.get(name, True), bool):
             raise CheckpointError(f"{source}: {name} is {told[name]!r:.40}; expected true or false")
     r = told.get("rescale_factor", 1 / 255)
-    if type(r) not in (int, float) or not 0 < r < math.inf:
+    if not _is_number(r) or r <= 0:
         raise CheckpointError(f"{source}: rescale_factor is {r!r:.40}; expected a number above 0")
     mean, std = _one_a_channel(source, told, "image_mean"), _one_a_channel(source, told, "image_std")
     white = 255 * (r if told.get("do_rescale", True) else 1)  # what a pixel of 1 becomes
@@ -227,7 +235,7 @@ def _read_processor(source: Path) -> Scale:
 
 def _one_a_channel(source: Path, told: dict[str, Any], name: str) -> list[float] | None:
     numbers: list[float] | None = told.get(name)
-    right = isinstance(numbers, list) and all(type(number) in (int, float) for number in numbers)
+    right = isinstance(numbers, list) and all(map(_is_number, numbers))
     if numbers is not None and not right:
         raise CheckpointError(f"{source}: {name} is {numbers!r:.40}; expected a list of numbers, one a channel")
     return numbers
@@ -236,9 +244,15 @@ def _one_a_channel(source: Path, told: dict[str, Any], name: str) -> list[float]
 def _count_channels(path: Path) -> int:
     config = _read_object(path, "the configuration of a model of transformers") if path.is_file() else {}
     channels = config.get("num_channels", 3)
-    if type(channels) is not int or channels < 1:
-        raise CheckpointError(f"{path}: num_channels is {channels!r:.40}; expected an integer of at least 1")
+    if type(channels) is not int or not 1 <= channels <= MOST_CHANNELS:
+        raise CheckpointError(
+            f"{path}: num_channels is {channels!r:.40}; expected an integer from 1 to {MOST_CHANNELS}"
+        )
     return channels
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # which no integer of 400 digits is
 
 
 def _read_timm_config(path: Path) -> dict[str, Any]:
@@ -304,7 +318,7 @@ def _read_object(path: Path, what: str) -> dict[str, Any]:
     """Return what a file of JSON holds: an object, or CheckpointError says what was found instead of `what`."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: no readable JSON: {error}") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: {found!r:.40}; expected {what}")
@@ -326,7 +340,8 @@ def _is_zip(path: Path) -> bool:
         raise CheckpointError(
             f"{path}: a pickle of PyTorch, which could run anything when it is read; convert it where you trust it: "
             'python -c "import sys, torch, safetensors.torch as s; p = torch.load(sys.argv[1], weights_only=True); '
-            "p = p.get('model', p.get('state_dict', p)); "  # some have the arrays among other things
+            # some have the arrays among other things
+            "p = next((v for k in ('model', 'state_dict') if isinstance(v := p.get(k), dict)), p); "
             's.save_file({k: v.contiguous() for k, v in p.items()}, sys.argv[2])" '
             f"{shlex.quote(str(path))} {shlex.quote(str(target))}"
         )
@@ -340,6 +355,9 @@ def _read_npz(path: Path, archive: zipfile.ZipFile) -> Source:
     if any(name.startswith("params/img/") for name in members):
         beside += r"|params/(txt/|[tb]$)"
     names = [name for name in members if not re.match(beside, name)]
+    if len(members) < len(archive.infolist()):
+        often = Counter(member.filename for member in archive.infolist()).most_common(1)[0]
+        raise CheckpointError(f"{path}: {often[0]} is there {often[1]} times; expected every array once: damaged")
     if others := [name for name in names if members[name].filename == name]:
         raise CheckpointError(f"{path}: an archive of other things than arrays, as {others[0]}; expected a .npz file")
     arrays = {name: _stored(path, archive, members[name]) for name in names}
@@ -354,7 +372,7 @@ def _stored(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> St
             raise CheckpointError(f"{path}: {name} cannot be unpacked: expected it stored or deflated, as NumPy does")
         content = file.read(HEADER_BYTES)
     if (header := npy_header(content)) is None:
-        raise CheckpointError(f"{path}: {name} begins with {content[:64]!r}; expected an array as NumPy writes it")
+        raise CheckpointError(f"{path}: {name} begins with {content[:64]!r}; expected an array in NumPy's format 1.0")
     kind, transposed, shape, start = header
     if (dtype := np.dtype(kind)).hasobject:
         raise CheckpointError(f"{path}: {name} holds objects, which could run anything; expected floats")

@@ -280,7 +280,8 @@ def _configure(
         "qk_norm": "blocks.0.attn.q_norm.gamma" in own_names,
     }
     asked = told.get("pool", found["pool"])
-    if found["pool"] == "token" and (asked != "token" or norm_is_last):
+    # A norm that comes last is the same for a token; but without a word it may come after a mean.
+    if found["pool"] == "token" and (asked != "token" or (norm_is_last and "pool" not in told)):
         raise CheckpointError(
             f"{path}: a network that pools the mean beside a class token, and vitnp's have one or the other"
         )
@@ -337,7 +338,9 @@ def _find_grid(path: Path, counts: tuple[int, ...], found: dict[str, Any], told:
             f"{path}: the positions are of {max(0, counts[0])} patches, which are no square{either}: "
             "give grid=(rows, columns), unless the file is cut"
         )
-    if math.prod(grid) not in counts or pair("grid", told.get("grid", grid)) != grid:
+    if (said := pair("grid", told.get("grid", grid))) != grid:
+        raise CheckpointError(f"{path}: grid is said to be {said}, but the file says {grid}: leave it out")
+    if math.prod(grid) not in counts:
         raise CheckpointError(
             f"{path}: the positions do not go with a grid of {grid}; expected one of {' or '.join(map(str, counts))} "
             "patches: give the right grid=(rows, columns)"
