@@ -384,7 +384,9 @@ def test_a_large_image_takes_what_its_mode_costs_and_never_more_than_16_bytes_a_
         path = tmp_path / f"{mode.replace(';', '')}.{suffix}"
         Image.new(mode, (side, side)).save(path)
         calls.append(f"read_image({str(path)!r}, 28)")
-        wanted.append((path.name, most))
+        with Image.open(path) as image:
+            older = (mode, image.mode) == ("I;16", "I")  # Pillow once read 16 bits into 32
+        wanted.append((path.name, 16 if older else most))
     imports = "from vitnp.data.images import read_image; import PIL.Image; PIL.Image.init()"
     for taken, (name, most) in zip(taken_by(calls, imports), wanted, strict=True):
         assert taken.said == ""
