@@ -1182,6 +1182,20 @@ def test_a_folder_that_is_made_again_is_held_again(monkeypatch, tmp_path, capsys
     assert said == f"notice: {folder} was moved or deleted, with all that the run had written; it is made again\n"
 
 
+def test_a_folder_that_goes_after_the_last_epoch_is_made_again_with_its_checkpoint(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["train_toy.py"])
+    evaluate, folder = train.Trainer.evaluate, tmp_path / "run"
+
+    def evaluated(trainer, dataset):
+        if dataset is trainer.test:
+            folder.rename(tmp_path / "moved")
+        return evaluate(trainer, dataset)
+
+    monkeypatch.setattr(train.Trainer, "evaluate", evaluated)
+    assert run_main(monkeypatch, ["--out", str(folder)], load_toy) == 0
+    assert vitnp.load_checkpoint(folder / train.CHECKPOINT).optimizer.steps == LAST
+
+
 def test_a_lock_that_somebody_removed_is_taken_again(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["train_toy.py"])
     one_step, folder = train.Trainer._one_step, tmp_path / "run"

@@ -266,7 +266,6 @@ class Trainer:
         """Write what is left to write at the end; what hinders it is returned, for the result is to be told anyway."""
         try:
             self._save_the_rest()
-            self._hold_folder()
             self.metrics.add(step=self.optimizer.steps, **test)
             self.metrics.flush()
             (self.folder / FAILED).unlink(missing_ok=True)  # of a step that has been taken since
@@ -282,8 +281,9 @@ class Trainer:
         return None
 
     def _save_the_rest(self) -> None:
-        """Save what there was no room for; OSError where there still is none."""
-        if self.unsaved or self.better is not None:
+        """Save what there was no room for, or what has gone with the folder; OSError where there still is none."""
+        held = self.lock is None or self.lock.held
+        if self.unsaved or self.better is not None or not held:
             self.save()
 
     def _epoch(self, stop: Stop) -> None:
