@@ -7,8 +7,10 @@
     python scripts/benchmark.py --layers ti-224                          the time of each kind of layer
     python scripts/benchmark.py --memory --compare torch cifar-192       peak memory, each side in a process of its own
     python scripts/benchmark.py Ti/16:batch=4,image_size=160,dropout=0.1 any other size
+    python scripts/benchmark.py --device cuda --tf32 --compare torch,torch-compile cifar-192:batch=1024 B/16:batch=64
 
-A training step is forward, cross-entropy, backward and Adam, in float32. All sides start from the same weights and see
+A training step is forward, cross-entropy, backward and Adam, in float32; with --tf32 a GPU rounds the factors of its
+matrix products to TF32's 11 bits, on every side or on none. All sides start from the same weights and see
 the same batch, take turns in one process, and their losses are compared, so that none is timed at other work. Medians
 count; on a shared machine only ratios do. GFLOP/s are those of the matrix products alone, and beside them stands their
 share of what this machine's matrix product of 2048 x 2048 reaches in the same run. The sides shift-flip and
@@ -22,6 +24,7 @@ import importlib.util
 import itertools
 import json
 import multiprocessing
+import os
 import statistics
 import sys
 import time
@@ -48,6 +51,7 @@ WORKLOADS = {
 TURN = 0.5  # seconds
 SQUARE = 2048  # side of the matrices whose product shows what the machine can do
 AGREE = 1e-4  # relative: how close the losses of two libraries are after three steps
+AGREE_TF32 = 1e-2  # the same where products have three digits
 
 
 def vitnp_side(model, images, labels, device, micro_batch=None):
@@ -139,12 +143,12 @@ def time_in_turn(steps, seconds):
     return times
 
 
-def compare_results(sides, inference):
+def compare_results(sides, inference, agree=AGREE):
     """Call each side three times, and raise ValueError where one computes something else than vitnp."""
     found = {name: [side.infer() if inference else side.train() for _ in range(3)] for name, side in sides.items()}
     for name in sides.keys() - set(OTHER_WORK) - {"vitnp"}:
         values = [_softmax(logits) for logits in found[name]] if inference else found[name]
-        if not np.allclose(values, found["vitnp"], rtol=AGREE, atol=AGREE if inference else 0):
+        if not np.allclose(values, found["vitnp"], rtol=agree, atol=agree if inference else 0):
             what = "probabilities" if inference else f"losses, {found[name]},"
             raise ValueError(f"{name} computes other {what} than vitnp: both would be timed at different work")
 
@@ -160,7 +164,7 @@ def measure(name, batch, config, args):
     if args.inference:  # a new model's head is zero, and so would all answers be
         model.classifier.head.weight[...] = np.random.default_rng(1).standard_normal(model.classifier.head.weight.shape)
     sides = {side: SIDES[side](model.astype("float32"), images, labels, args.device) for side in args.sides}
-    compare_results(sides, args.inference)
+    compare_results(sides, args.inference, AGREE_TF32 if args.tf32 else AGREE)
     calls = {side: functions.infer if args.inference else functions.train for side, functions in sides.items()}
     flops = vitnp.summary(config, batch).flops * (1 if args.inference else 3)  # backward has twice as many as forward
     if args.device == "cpu":
@@ -263,11 +267,11 @@ def _both(medians, kind):
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
-def peak_memory(side, text, device, inference):
-    """Return the peak of a process that does nothing but three steps of one side, in MB."""
+def peak_memory(side, text, args):
+    """Return the peak of a process that does nothing but three steps of one side, in MB; on a GPU, of its memory."""
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_use_memory, args=(send, side, text, device, inference))
+    process = context.Process(target=_use_memory, args=(send, side, text, args))
     process.start()
     send.close()
     try:
@@ -278,15 +282,27 @@ def peak_memory(side, text, device, inference):
         process.join()
 
 
-def _use_memory(send, side, text, device, inference):
+def _use_memory(send, side, text, args):
+    _, batch, config = parse_workload(text)
+    peak = _peak_of_the_process if args.device == "cpu" else _taken_on_the_gpu()
+    functions = SIDES[side](*make_batch(batch, config), args.device)
+    for _ in range(3):
+        functions.infer() if args.inference else functions.train()
+    send.send(peak() / 1e6)
+
+
+def _peak_of_the_process():
     import resource
 
-    _, batch, config = parse_workload(text)
-    functions = SIDES[side](*make_batch(batch, config), device)
-    for _ in range(3):
-        functions.infer() if inference else functions.train()
-    unit = 1 if sys.platform == "darwin" else 1024
-    send.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _taken_on_the_gpu():
+    """Return a function that says by how many bytes the GPU's free memory has shrunk; no side gives any back."""
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # or JAX takes most of it at once
+    free = vitnp.backend.require_cupy().cuda.runtime.memGetInfo
+    before, _ = free()
+    return lambda: before - free()[0]
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -313,6 +329,7 @@ def draw(results, path):
 
 
 def benchmark(args):
+    os.environ["CUPY_TF32"] = str(int(args.tf32))  # CuPy looks at its first product; so do the other sides, in `peers`
     workloads = [parse_workload(text) for text in args.workloads]
     if args.picture is not None:
         check_new_picture(args.picture)
@@ -346,7 +363,7 @@ def benchmark(args):
 def report_memory(workloads, args):
     results = []
     for name, *_ in workloads:
-        found = {side: peak_memory(side, name, args.device, args.inference) for side in args.sides}
+        found = {side: peak_memory(side, name, args) for side in args.sides}
         results.append({"workload": name, "peak_mb": found})
         if not args.json:
             shares = (f"{side} {mb:,.0f} MB ({found['vitnp'] / mb:.2f})" for side, mb in found.items())
@@ -375,6 +392,7 @@ def make_parser():
     parser.add_argument("--memory", action="store_true", help="measure peak memory instead")
     parser.add_argument("--seconds", type=float, default=20, help="how long to measure a workload, all sides together")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda needs CuPy and an NVIDIA GPU")
+    parser.add_argument("--tf32", action="store_true", help="let a GPU round the factors of products to TF32")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="of the speeds; needs matplotlib")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -393,6 +411,10 @@ def parse(argv=None):
             parser.error(f"--compare {side} needs {package}: pip install {package}")
     if not 0 < args.seconds < float("inf"):
         parser.error(f"--seconds is {args.seconds}; it must be above 0, and finite")
+    if args.tf32 and args.device == "cpu":
+        parser.error("--tf32 is a way of GPUs; it needs --device cuda")
+    if args.layers and args.device != "cpu":
+        parser.error("--layers times one core; leave out --device cuda")
     args.sides = ["vitnp", *compared]
     return args
 

@@ -4,6 +4,7 @@ Both take vitnp's parameters and batches and do the same work: tanh GELU, cross-
 is a pair of functions without arguments: one takes a training step and returns its loss, one returns logits.
 """
 
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,6 +21,11 @@ class Side(NamedTuple):
     infer: Callable[[], np.ndarray]
 
 
+def tf32_allowed():
+    """Whether a GPU may round the factors of float32 products to TF32: CuPy's own setting holds for all sides."""
+    return os.environ.get("CUPY_TF32") == "1"
+
+
 def cut(images, config):
     """images (B, H, W, C) -> patches (B, n, P_h P_w C), an argument of either library."""
     (H, W), (P_h, P_w), B = config.image_size, config.patch_size, len(images)
@@ -33,6 +39,7 @@ def torch_side(model, images, labels, device, compiled=False):
     import torch.nn.functional as F
 
     config = model.config
+    torch.set_float32_matmul_precision("high" if tf32_allowed() else "highest")
     p = {
         # F.linear wants weights as (d_out, d_in)
         name: torch.tensor(array.T.copy() if name.endswith(".weight") else array, device=device, requires_grad=True)
@@ -91,6 +98,7 @@ def jax_side(model, images, labels, device):
     import jax.numpy as jnp
 
     config, place = model.config, jax.devices("cpu" if device == "cpu" else "gpu")[0]
+    jax.config.update("jax_default_matmul_precision", "tensorfloat32" if tf32_allowed() else "float32")
     x, y = jax.device_put(images, place), jax.device_put(labels, place)
     # parameters, both means of Adam, and the number of steps
     p = {name: jax.device_put(array, place) for name, array in model.parameters().items()}

@@ -903,6 +903,8 @@ def _cupy() -> _Namespace:
     module.cuda.get_elapsed_time = lambda start_event, end_event: 0.0
     module.cuda.runtime = types.SimpleNamespace(
         getDeviceCount=lambda: 1,
+        getDeviceProperties=lambda device: {"name": b"strict double"},
+        memGetInfo=lambda: (1 << 30, 1 << 30),  # free, and in all: bytes
         deviceSynchronize=functools.partial(_sync, "deviceSynchronize"),
     )
     return module

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import threading
 import types
 
 import numpy as np
@@ -159,6 +160,17 @@ def test_evaluation_is_that_of_numpy(backend):
     found = vitnp.evaluate(model.to_device(backend.device), backend.put(images), labels)
     assert found.loss == pytest.approx(truth.loss, rel=1e-12)
     assert np.array_equal(found.predicted, truth.predicted)
+
+
+def test_a_device_gets_its_orders_from_the_thread_that_asks(double, monkeypatch):
+    """Which GPU is the current one, and which stream, is a setting of each thread."""
+    model = hard_model().to_device("cuda")
+    images, labels = images_for(hard_model()), labels_for(model)
+    threads, forward = set(), model.forward
+    monkeypatch.setattr(model, "forward", lambda *args: threads.add(threading.current_thread()) or forward(*args))
+    ShardedStep(model, Adam(model), shards=2).step(double.put(images), labels)
+    vitnp.predict(model, images)
+    assert threads == {threading.current_thread()}
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["integer labels", "soft labels"])

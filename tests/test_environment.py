@@ -2,6 +2,7 @@
 
 import platform
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -42,5 +43,20 @@ def test_nothing_has_changed_in_the_same_place():
 
 def test_what_has_changed_is_named_with_both_sides():
     before = {"numpy": "2.0.2", "blas": "openblas 0.3.27 Haswell, 2 threads", "python": "3.11.7"}
-    now = {**before, "numpy": "2.4.6", "machine": "Linux x86_64"}
+    now = {**before, "numpy": "2.4.6", "machine": "Linux x86_64", "device": "cpu"}
     assert changes(before, now) == "machine Linux x86_64, was unknown; numpy 2.4.6, was 2.0.2"
+
+
+def test_a_file_that_names_no_device_is_from_a_cpu(double):
+    before = {name: value for name, value in environment().items() if name != "device"}
+    assert changes(before, environment()) == ""
+    assert changes(before, environment("cuda")).endswith(", was cpu")
+
+
+def test_a_gpu_its_library_and_its_rounding_are_named(double, monkeypatch):
+    monkeypatch.delenv("CUPY_TF32", raising=False)
+    version = sys.modules["cupy"].__version__
+    on_gpu = environment("cuda")
+    monkeypatch.setenv("CUPY_TF32", "1")
+    assert changes(environment(), on_gpu) == f"device strict double, CuPy {version}, was cpu"
+    assert changes(on_gpu, environment("cuda")) == f"device strict double, CuPy {version}, TF32, was {on_gpu['device']}"

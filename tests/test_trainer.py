@@ -15,6 +15,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import strict_cupy
 
 import vitnp
 from vitnp import train
@@ -878,6 +879,33 @@ def test_a_loss_that_is_not_finite_on_a_gpu_ends_the_run_in_the_same_step(tmp_pa
         trainer.run(0.0)
     note = json.loads((tmp_path / train.FAILED).read_text())
     assert (note["step"], note["first"]) == (2, None)
+
+
+def test_a_run_on_a_gpu_finds_what_one_on_a_cpu_does_and_waits_once_a_step(tmp_path, double):
+    runs = [tmp_path / device for device in ("cpu", double.device)]
+    for folder in runs:
+        model = make(ema=0.9).model.to_device(folder.name)
+        trainer = make(folder, model, ema=0.9, clip_norm=1.0, device=folder.name, shards=1)
+        one_step, waits = trainer._one_step, []
+
+        def counted(images, labels, one_step=one_step, waits=waits):
+            with strict_cupy.count_syncs() as syncs:
+                one_step(images, labels)
+            waits.append(len(syncs))
+
+        trainer._one_step = counted
+        assert trainer.run(0.0) == 0
+        assert waits == [folder.name == "cuda"] * LAST
+    truth, found = (lines(folder) for folder in runs)
+    for there, here in zip(truth, found, strict=True):
+        assert here == pytest.approx(there, rel=1e-5)
+
+
+def test_a_run_that_leaves_its_gpu_for_a_cpu_is_told(tmp_path, double, capsys):
+    make(tmp_path, make().model.to_device(double.device), device=double.device)
+    assert resumed(tmp_path / train.CHECKPOINT).run(0.0) == 0
+    said = r"notice: results will agree to rounding, not bit for bit: device cpu, was strict double, CuPy \S+\n"
+    assert re.match(said, capsys.readouterr().err)
 
 
 def test_a_validation_that_is_not_finite_is_an_error_and_no_accuracy(tmp_path):

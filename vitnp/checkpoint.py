@@ -101,7 +101,7 @@ def save_checkpoint(
         "vitnp": __version__,
         "config": model.config.to_dict(),
         "dtype": str(model.flat.dtype),
-        "environment": environment(),
+        "environment": environment(model.device),
         "progress": progress or {},
         "sha256": {name: _digest(tensor) for name, tensor in tensors.items()},
     }

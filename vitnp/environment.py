@@ -6,16 +6,21 @@ threads. So a checkpoint says where it was made, and a run that goes on elsewher
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping
 
 import numpy as np
 
+from vitnp.backend import require_cupy
 from vitnp.parallel import blas_controller
 
 
-def environment() -> dict[str, str]:
-    """Return names and versions, as {"numpy": "2.4.6", "blas": "openblas 0.3.31 SkylakeX, 2 threads", ...}."""
+def environment(device: str = "cpu") -> dict[str, str]:
+    """Return names and versions, as {"numpy": "2.4.6", "blas": "openblas 0.3.31 SkylakeX, 2 threads", ...}.
+
+    `device` is the one that computes, "cpu" or "cuda".
+    """
     from vitnp import __version__
 
     libraries = [info for info in blas_controller().info() if info["user_api"] == "blas"]
@@ -30,7 +35,15 @@ def environment() -> dict[str, str]:
         "numpy": np.__version__,
         "blas": "; ".join(sorted(described)),
         "machine": f"{platform.system()} {platform.machine()}, {_vector_units()}",
+        "device": device if device == "cpu" else _gpu(),
     }
+
+
+def _gpu() -> str:
+    """Which GPU, and what its products depend on, as "NVIDIA H200, CuPy 14.2.0, TF32"."""
+    cupy = require_cupy()
+    name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
+    return f"{name}, CuPy {cupy.__version__}" + (", TF32" if os.environ.get("CUPY_TF32") == "1" else "")
 
 
 def _vector_units() -> str:
@@ -41,6 +54,7 @@ def _vector_units() -> str:
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     """Return what is not as it was, as "numpy 2.0.2, was 2.4.6; ...", empty if all is."""
+    before = {"device": "cpu", **before}  # files that do not say it are from a CPU
     return "; ".join(
         f"{name} {now.get(name, 'unknown')}, was {before.get(name, 'unknown')}"
         for name in sorted(before.keys() | now.keys())

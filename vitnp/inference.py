@@ -242,7 +242,7 @@ def _in_batches(
         workers = _KEPT.get(model)
         if workers is None or workers.contexts.qsize() != threads:
             workers = _KEPT[model] = _Workers(threads)
-        workers.do(run, range(0, len(images), size))
+        workers.do(run, range(0, len(images), size), on_threads=model.device == "cpu")
     _check_finite(results, images)
     return results
 
@@ -256,8 +256,15 @@ class _Workers:
         for _ in range(threads):
             self.contexts.put(StreamingContext())
 
-    def do(self, work: Callable[[int, Context], None], starts: Iterable[int]) -> None:
-        """Call work(start, ctx) for every start; when this returns or raises, none goes on."""
+    def do(self, work: Callable[[int, Context], None], starts: Iterable[int], on_threads: bool) -> None:
+        """Call work(start, ctx) for every start; when this returns or raises, none goes on.
+
+        Not on threads where a GPU is at work: which one, and which of its streams, is chosen thread by thread.
+        """
+        if not on_threads:
+            for start in starts:
+                self._with_a_context(work, start)
+            return
         jobs = [self.threads.submit(self._with_a_context, work, start) for start in starts]
         try:
             for job in jobs:

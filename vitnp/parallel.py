@@ -173,7 +173,10 @@ class ShardedStep:
         return sum(losses[1:], losses[0]), sum(correct[1:], correct[0]), len(shards)
 
     def _on_threads(self, work: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
-        """Return what `map(work, *arguments)` does, each call on a thread; MemoryError where no more can be started."""
+        """Return what `map(work, *arguments)` does, each call on a thread; MemoryError where no more can be started.
+
+        For a GPU the caller's own thread gives the orders: which GPU and which stream is chosen thread by thread.
+        """
         jobs: list[Future] = []
 
         def quietly(*args: Any) -> Any:
@@ -181,6 +184,8 @@ class ShardedStep:
             with np.errstate(over="ignore", invalid="ignore"):
                 return work(*args)
 
+        if array_module(self.model.flat) is not np:
+            return [quietly(*args) for args in zip(*arguments, strict=True)]
         try:
             for args in zip(*arguments, strict=True):
                 jobs.append(self._threads.submit(quietly, *args))

@@ -34,6 +34,7 @@ from typing import Any, NoReturn, cast
 
 import numpy as np
 
+from vitnp.backend import array_module, to_cpu
 from vitnp.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from vitnp.console import report_errors, say, warn
 from vitnp.data import Batches, Dataset, channel_statistics, fit_images, normalize, prepared_ahead
@@ -312,18 +313,24 @@ class Trainer:
         self.optimizer.lr = self._rate(self.optimizer.steps)
         self.unsaved = True
         try:
-            loss, norm = float(self.step.step(images, labels)), float(self.step.norm)
+            loss, norm, correct = self._results(self.step.step(images, labels))
             if not math.isfinite(loss + norm):  # on a GPU it shows here only
                 raise FloatingPointError(f"the loss is {loss}, the gradient's norm {norm}")
         except (FloatingPointError, ValueError) as error:
             self._give_up(number, error, images, labels)
         self.seen["loss"] += loss * len(images)
-        self.seen["correct"] += int(self.step.correct)
+        self.seen["correct"] += int(correct)
         self.seen["images"] += len(images)
         self.images += len(images)
         self.seconds += time.perf_counter() - start
-        accuracy = int(self.step.correct) / (len(images) * self.model.answers)
+        accuracy = correct / (len(images) * self.model.answers)
         self.metrics.add(step=number, loss=loss, accuracy=accuracy, lr=self.optimizer.lr)
+
+    def _results(self, loss: Any) -> tuple[float, float, float]:
+        """Return a step's loss, norm and count of right answers; a GPU is waited for once, not for each of them."""
+        results = array_module(loss).stack([loss, self.step.norm, self.step.correct])
+        found, norm, correct = to_cpu(results).tolist()
+        return found, norm, correct
 
     def _give_up(
         self, number: int, error: ValueError | FloatingPointError, images: np.ndarray, labels: Any
@@ -548,7 +555,7 @@ class Trainer:
         self.metrics = Metrics(self.folder / METRICS, self.lock)
         if missing := self.metrics.go_on(progress["metrics"]):
             warn(f"notice: {self.metrics.path} lacks {missing} lines that the run had written")
-        if changed := changes(checkpoint.environment, environment()):
+        if changed := changes(checkpoint.environment, environment(self.model.device)):
             warn(f"notice: results will agree to rounding, not bit for bit: {changed}")
         for name in SAVED:
             remove_orphans(self.folder / name)

@@ -661,8 +661,8 @@ PROMISES = (
             _check(
                 "test_trainer.py::test_going_on_elsewhere_is_told",
                 TRAIN,
-                "if changed := changes(checkpoint.environment, environment()):",
-                "if changed := changes(environment(), environment()):",
+                "if changed := changes(checkpoint.environment, environment(self.model.device)):",
+                "if changed := changes(environment(), environment(self.model.device)):",
             ),
             _check(
                 "test_trainer.py::test_a_run_that_says_what_no_run_says_is_not_resumed",
@@ -690,7 +690,7 @@ PROMISES = (
             _check(
                 "test_checkpoint.py::test_a_checkpoint_says_where_it_was_made",
                 CHECKPOINT,
-                '        "environment": environment(),\n',
+                '        "environment": environment(model.device),\n',
                 "",
             ),
             _check(

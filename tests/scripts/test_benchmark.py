@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import os
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -102,6 +104,36 @@ def test_memory_is_that_of_a_whole_process(run, tmp_path):
     assert 30 < result["peak_mb"]["vitnp"] < 1000  # Python with NumPy has 30 MB at least
 
 
+def test_a_gpu_is_timed_at_the_precision_that_was_asked_for(benchmark, double, monkeypatch, capsys):
+    for options, tf32 in ((["--tf32"], "1"), ([], "0")):
+        monkeypatch.setenv("CUPY_TF32", "1")
+        assert benchmark.benchmark(benchmark.parse([TINY, *QUICK, "--device", "cuda", "--json", *options])) == 0
+        (result,) = json.loads(capsys.readouterr().out)
+        assert (result["square_gflop_per_s"], os.environ["CUPY_TF32"]) == (None, tf32)
+        assert result["sides"]["vitnp"]["ms"] > 0
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_peers_round_where_cupy_does(benchmark, monkeypatch, tf32):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    monkeypatch.setenv("CUPY_TF32", str(int(tf32)))
+    try:
+        sides_of(benchmark, TINY, "torch")
+        assert torch.backends.cuda.matmul.allow_tf32 is tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_memory_on_a_gpu_is_what_it_has_no_longer_free(benchmark, double, monkeypatch):
+    free = iter([(9e9, 10e9), (7e9, 10e9)])
+    monkeypatch.setattr(sys.modules["cupy"].cuda.runtime, "memGetInfo", lambda: next(free))
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
+    sent = []
+    args = benchmark.parse([TINY, "--device", "cuda", "--memory"])
+    benchmark._use_memory(SimpleNamespace(send=sent.append), "vitnp", TINY, args)
+    assert (sent, os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"]) == ([2000], "false")
+
+
 @pytest.mark.parametrize(
     ("options", "message", "status"),
     [
@@ -111,6 +143,8 @@ def test_memory_is_that_of_a_whole_process(run, tmp_path):
         (["cifar-96:batch=x"], "batch is 'x'; it must be", 1),
         (["cifar-96:dim=97"], "dim 97 is not divisible by num_heads 3", 1),
         (["--compare", "tensorflow"], "--compare is 'tensorflow'; choose from torch, torch-compile, jax", 2),
+        (["--tf32"], "--tf32 is a way of GPUs; it needs --device cuda", 2),
+        (["--layers", "--device", "cuda"], "--layers times one core; leave out --device cuda", 2),
         (["--seconds", "-1"], "--seconds is -1.0; it must be above 0", 2),
         (["--picture", "nowhere/speed.png"], "nowhere", 1),
     ],
