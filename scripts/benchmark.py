@@ -9,12 +9,13 @@
     python scripts/benchmark.py Ti/16:batch=4,image_size=160,dropout=0.1 any other size
     python scripts/benchmark.py --device cuda --tf32 --compare torch,torch-compile cifar-192:batch=1024 B/16:batch=64
 
-A training step is forward, cross-entropy, backward and Adam, in float32; with --tf32 a GPU rounds the factors of its
-matrix products to TF32's 11 bits, on every side or on none. All sides start from the same weights and see
-the same batch, take turns in one process, and their losses are compared, so that none is timed at other work. Medians
-count; on a shared machine only ratios do. GFLOP/s are those of the matrix products alone, and beside them stands their
-share of what this machine's matrix product of 2048 x 2048 reaches in the same run. The sides shift-flip and
-rand-augment tell what data cost: vitnp's step on images that are augmented ahead of it on a thread.
+A training step is forward, cross-entropy, backward and Adam, in float32; with --tf32 a GPU may round the factors of
+products to TF32's 11 bits, on every side or on none. CuPy then rounds in products of two matrices, not in attention's.
+All sides start from the same weights and see the same batch, take turns in one process, and their losses are compared,
+so that none is timed at other work. Medians count; on a shared machine only ratios do. GFLOP/s are those of the matrix
+products alone, and beside them stands their share of what this machine's matrix product of 2048 x 2048 reaches in the
+same run. The sides shift-flip and rand-augment tell what data cost: vitnp's step on images that are augmented ahead of
+it on a thread.
 """
 
 import argparse
@@ -58,8 +59,9 @@ def vitnp_side(model, images, labels, device, micro_batch=None):
     """What this package does unless told otherwise."""
     model = model.to_device(device)
     step = vitnp.ShardedStep(model, vitnp.Adam(model, peers.LEARNING_RATE), micro_batch=micro_batch)
-    images = vitnp.to_device(images, device)
-    return peers.Side(lambda: float(step.step(images, labels)), lambda: vitnp.predict(model, images))
+    images, labels = (vitnp.to_device(array, device) for array in (images, labels))
+    whole = {} if device == "cpu" else {"batch_size": len(images)}  # in one pass, as the others do
+    return peers.Side(lambda: float(step.step(images, labels)), lambda: vitnp.predict(model, images, **whole))
 
 
 def augmented_side(model, images, labels, device, **changes):
@@ -299,7 +301,6 @@ def _peak_of_the_process():
 
 def _taken_on_the_gpu():
     """Return a function that says by how many bytes the GPU's free memory has shrunk; no side gives any back."""
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # or JAX takes most of it at once
     free = vitnp.backend.require_cupy().cuda.runtime.memGetInfo
     before, _ = free()
     return lambda: before - free()[0]
@@ -330,6 +331,7 @@ def draw(results, path):
 
 def benchmark(args):
     os.environ["CUPY_TF32"] = str(int(args.tf32))  # CuPy looks at its first product; so do the other sides, in `peers`
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # or JAX takes most of a GPU's memory, which all sides share
     workloads = [parse_workload(text) for text in args.workloads]
     if args.picture is not None:
         check_new_picture(args.picture)

@@ -39,6 +39,8 @@ def torch_side(model, images, labels, device, compiled=False):
     import torch.nn.functional as F
 
     config = model.config
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ValueError("torch finds no GPU: install a PyTorch that is built for CUDA, or leave it out of --compare")
     torch.set_float32_matmul_precision("high" if tf32_allowed() else "highest")
     p = {
         # F.linear wants weights as (d_out, d_in)
@@ -97,7 +99,11 @@ def jax_side(model, images, labels, device):
     import jax
     import jax.numpy as jnp
 
-    config, place = model.config, jax.devices("cpu" if device == "cpu" else "gpu")[0]
+    config = model.config
+    try:
+        place = jax.devices("cpu" if device == "cpu" else "gpu")[0]
+    except RuntimeError as error:
+        raise ValueError("jax finds no GPU: pip install 'jax[cuda13]', or leave it out of --compare") from error
     jax.config.update("jax_default_matmul_precision", "tensorfloat32" if tf32_allowed() else "float32")
     x, y = jax.device_put(images, place), jax.device_put(labels, place)
     # parameters, both means of Adam, and the number of steps

@@ -48,6 +48,7 @@ def surface() -> dict:
         "linalg": _signatures(cupy.linalg),
         "random": _public(cupy.random),
         "cuda": _public(cupy.cuda),
+        "runtime": [name for name in _public(cupy.cuda.runtime) if callable(getattr(cupy.cuda.runtime, name))],
         "ndarray": _signatures(cupy.ndarray),
         "attributes": [name for name in _public(cupy.ndarray) if not callable(getattr(cupy.ndarray, name))],
         "operators": [name for name in dir(cupy.ndarray) if _is_operator(cupy.ndarray, name)],

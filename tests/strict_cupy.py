@@ -25,8 +25,8 @@ Stricter than CuPy, where CuPy does silently what no program can mean:
 
 Not modelled: speed, memory limits, streams, the order of floating-point sums and atomics, random streams
 (NumPy's are used), memory layout (a ufunc keeps its operands' layout as NumPy does, CuPy's result is
-C-ordered), what may stand in a fused function. A kernel written in CUDA runs the NumPy function that
-`emulate` gave it.
+C-ordered), what may stand in a fused function, and that `linspace`, `percentile`, `gradient` and random draws
+wait where their parameters are arrays. A kernel written in CUDA runs the NumPy function that `emulate` gave it.
 """
 
 import contextlib
@@ -785,6 +785,8 @@ def _draw(name: str, text: str) -> Callable:
 
 class Device:
     """The one device."""
+
+    compute_capability = "90"
 
     def __init__(self, device=0):
         self.id = device

@@ -118,6 +118,11 @@ def test_losses_of_training_are_those_of_numpy(backend, soft):
     assert found == pytest.approx(truth, rel=1e-12)
 
 
+def test_losses_of_a_hundred_steps_in_float32_are_those_of_numpy(backend):
+    found, truth = (training(where, 100, "float32")[0] for where in (backend, CPU))
+    assert found == pytest.approx(truth, rel=1e-5)
+
+
 def test_training_ends_at_the_parameters_of_numpy(backend):
     (_, found), (_, truth) = training(backend), training(CPU)
     # The key bias has no gradient, and Adam makes steps even of the rounding noise there: q and v only.
@@ -294,17 +299,42 @@ def without_cupy(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
 
 
-def without_gpu(monkeypatch):
+def without_gpu(monkeypatch, count=lambda: 0):
     cupy = types.ModuleType("cupy")
-    cupy.cuda = types.SimpleNamespace(is_available=lambda: False)
+    cupy.cuda = types.SimpleNamespace(is_available=lambda: False, runtime=types.SimpleNamespace(getDeviceCount=count))
     monkeypatch.setitem(sys.modules, "cupy", cupy)
+
+
+def with_an_old_driver(monkeypatch):
+    def count():
+        raise RuntimeError("cudaErrorInsufficientDriver: driver too old")
+
+    without_gpu(monkeypatch, count)
+
+
+def with_a_broken_cupy(monkeypatch):
+    _refuse_import(monkeypatch, ImportError("\n====\nFailed to import CuPy.\n"), ImportError("libcudart.so.13: none"))
+
+
+def with_half_a_cupy(monkeypatch):
+    _refuse_import(monkeypatch, ModuleNotFoundError("No module named 'cuda'", name="cuda"))
+
+
+def _refuse_import(monkeypatch, error, cause=None):
+    def load(name):
+        raise error from cause
+
+    monkeypatch.setattr(vitnp.backend.importlib, "import_module", load)
 
 
 @pytest.mark.parametrize(
     ("remove", "message"),
     [
         (without_cupy, r"needs CuPy, which is not installed: pip install 'cupy-cuda13x\[ctk\]'"),
-        (without_gpu, "NVIDIA GPU"),
+        (without_gpu, r"NVIDIA GPU, and CuPy finds none \(CUDA counts 0\): install the NVIDIA driver"),
+        (with_an_old_driver, r"none \(cudaErrorInsufficientDriver: driver too old\): .*the CuPy of its CUDA version"),
+        (with_a_broken_cupy, r"is installed and cannot be loaded \(libcudart.so.13: none\): install it anew"),
+        (with_half_a_cupy, r"is installed and cannot be loaded \(No module named 'cuda'\): install it anew"),
     ],
 )
 @pytest.mark.parametrize("ask", [lambda: to_device(np.ones(1), "cuda"), lambda: hard_model().to_device("cuda")])

@@ -581,6 +581,10 @@ def test_double_offers_no_function_that_cupy_lacks():
     assert own <= known
 
 
+def test_double_offers_no_function_of_the_runtime_that_cupy_lacks():
+    assert vars(strict.cuda.runtime).keys() <= set(SURFACE["runtime"])
+
+
 def test_double_offers_no_generator_method_that_cupy_lacks():
     public = {name for name in dir(strict.random.Generator) if not name.startswith("_")}
     assert public == set(SURFACE["Generator"])
@@ -626,7 +630,7 @@ def test_frozen_surface_equals_that_of_the_installed_cupy(installed_surface):
 def test_installed_cupy_of_any_version_has_what_the_package_uses(installed_surface):
     names, keywords = used_by_the_package()
     of_modules = dict.fromkeys(("functions", "ufuncs", "same", "others"), "xp")
-    of_modules |= {part: part for part in ("linalg", "random", "cuda", "flags")}
+    of_modules |= {part: part for part in ("linalg", "random", "cuda", "runtime", "flags")}
     anything = {name for _, name in names}
     installed, lost = entries(installed_surface), []
     for (section, name), text in entries(SURFACE).items():

@@ -881,24 +881,33 @@ def test_a_loss_that_is_not_finite_on_a_gpu_ends_the_run_in_the_same_step(tmp_pa
     assert (note["step"], note["first"]) == (2, None)
 
 
-def test_a_run_on_a_gpu_finds_what_one_on_a_cpu_does_and_waits_once_a_step(tmp_path, double):
-    runs = [tmp_path / device for device in ("cpu", double.device)]
-    for folder in runs:
-        model = make(ema=0.9).model.to_device(folder.name)
-        trainer = make(folder, model, ema=0.9, clip_norm=1.0, device=folder.name, shards=1)
-        one_step, waits = trainer._one_step, []
+def run_on(device, folder):
+    trainer = make(folder, make().model.to_device(device), ema=0.9, clip_norm=1.0, device=device, shards=1)
+    assert trainer.run(0.0) == 0
+    return lines(folder)
 
-        def counted(images, labels, one_step=one_step, waits=waits):
-            with strict_cupy.count_syncs() as syncs:
-                one_step(images, labels)
-            waits.append(len(syncs))
 
-        trainer._one_step = counted
-        assert trainer.run(0.0) == 0
-        assert waits == [folder.name == "cuda"] * LAST
-    truth, found = (lines(folder) for folder in runs)
+def test_a_run_on_any_device_finds_what_one_on_a_cpu_does(tmp_path, backend):
+    truth, found = run_on("cpu", tmp_path / "there"), run_on(backend.device, tmp_path / "here")
     for there, here in zip(truth, found, strict=True):
         assert here == pytest.approx(there, rel=1e-5)
+    checkpoint = vitnp.load_checkpoint(tmp_path / "here" / train.CHECKPOINT, backend.device)
+    trainer = make(model=checkpoint.model, rule=checkpoint.optimizer, average=checkpoint.average, device=backend.device)
+    trainer.restore(tmp_path / "here" / train.CHECKPOINT, checkpoint)
+    assert trainer.run(0.0) == 0
+
+
+def test_a_run_waits_for_its_gpu_once_a_step(tmp_path, double, monkeypatch):
+    waits, one_step = [], train.Trainer._one_step
+
+    def counted(trainer, images, labels):
+        with strict_cupy.count_syncs() as syncs:
+            one_step(trainer, images, labels)
+        waits.append(len(syncs))
+
+    monkeypatch.setattr(train.Trainer, "_one_step", counted)
+    run_on(double.device, tmp_path)
+    assert waits == [1] * LAST
 
 
 def test_a_run_that_leaves_its_gpu_for_a_cpu_is_told(tmp_path, double, capsys):

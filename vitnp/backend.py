@@ -49,14 +49,27 @@ def require_cupy() -> ModuleType:
     """Return cupy with a working GPU behind it, or raise a DeviceError that says what to install."""
     try:
         cupy = importlib.import_module("cupy")
-    except ImportError:
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            raise DeviceError(
+                "device cuda needs CuPy, which is not installed: pip install 'cupy-cuda13x[ctk]' "
+                "(or 'cupy-cuda12x[ctk]' for a CUDA 12 driver), or use the device cpu"
+            ) from None
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]  # CuPy's own advice is a page long
         raise DeviceError(
-            "device cuda needs CuPy, which is not installed: pip install 'cupy-cuda13x[ctk]' "
-            "(or 'cupy-cuda12x[ctk]' for a CUDA 12 driver), or use the device cpu"
-        ) from None
+            f"device cuda needs CuPy, which is installed and cannot be loaded ({reason}): install it anew, with [ctk]"
+        ) from error
     if not cupy.cuda.is_available():
         raise DeviceError(
-            "device cuda needs an NVIDIA GPU, and CuPy finds none: install the NVIDIA driver "
-            "(nvidia-smi shows whether it works), or use the device cpu"
+            f"device cuda needs an NVIDIA GPU, and CuPy finds none ({_why_no_gpu(cupy)}): install the NVIDIA driver, "
+            "or, where nvidia-smi shows one, the CuPy of its CUDA version; or use the device cpu"
         )
     return cupy
+
+
+def _why_no_gpu(cupy: ModuleType) -> str:
+    """Return what CUDA says where CuPy says no more than that there is none."""
+    try:
+        return f"CUDA counts {cupy.cuda.runtime.getDeviceCount()}"
+    except RuntimeError as error:  # CuPy's CUDARuntimeError is one
+        return str(error)

@@ -42,8 +42,10 @@ def environment(device: str = "cpu") -> dict[str, str]:
 def _gpu() -> str:
     """Which GPU, and what its products depend on, as "NVIDIA H200, CuPy 14.2.0, TF32"."""
     cupy = require_cupy()
-    name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
-    return f"{name}, CuPy {cupy.__version__}" + (", TF32" if os.environ.get("CUPY_TF32") == "1" else "")
+    device = cupy.cuda.Device()
+    name = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
+    tf32 = int(os.environ.get("CUPY_TF32", "0")) > 0 and int(device.compute_capability) >= 80  # as CuPy decides it
+    return f"{name}, CuPy {cupy.__version__}" + (", TF32" if tf32 else "")
 
 
 def _vector_units() -> str:

@@ -1,5 +1,6 @@
 """benchmark.py: what it times is the same work on every side, and its numbers are those that it says."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import strict_cupy
 
 import vitnp
 
@@ -29,12 +31,12 @@ def benchmark():
         sys.modules.pop("peers", None)
 
 
-def sides_of(benchmark, text, *names):
+def sides_of(benchmark, text, *names, device="cpu"):
     _, batch, config = benchmark.parse_workload(text)
     model, images, labels = benchmark.make_batch(batch, config)
     for parameter in model.parameters().values():
         parameter += 0.1 * np.random.default_rng(2).standard_normal(parameter.shape).astype("float32")
-    return {name: benchmark.SIDES[name](model.astype("float32"), images, labels, "cpu") for name in names}
+    return {name: benchmark.SIDES[name](model.astype("float32"), images, labels, device) for name in names}
 
 
 @pytest.mark.parametrize("inference", [[], ["--inference"]], ids=["training", "inference"])
@@ -105,33 +107,57 @@ def test_memory_is_that_of_a_whole_process(run, tmp_path):
 
 
 def test_a_gpu_is_timed_at_the_precision_that_was_asked_for(benchmark, double, monkeypatch, capsys):
+    allowed, compare = [], benchmark.compare_results
+    monkeypatch.setattr(benchmark, "compare_results", lambda *args: allowed.append(args[-1]) or compare(*args))
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
     for options, tf32 in ((["--tf32"], "1"), ([], "0")):
         monkeypatch.setenv("CUPY_TF32", "1")
         assert benchmark.benchmark(benchmark.parse([TINY, *QUICK, "--device", "cuda", "--json", *options])) == 0
         (result,) = json.loads(capsys.readouterr().out)
         assert (result["square_gflop_per_s"], os.environ["CUPY_TF32"]) == (None, tf32)
         assert result["sides"]["vitnp"]["ms"] > 0
+    assert allowed == [1e-2, 1e-4]
+    assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
 
 
-@pytest.mark.parametrize("tf32", [False, True])
-def test_peers_round_where_cupy_does(benchmark, monkeypatch, tf32):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    monkeypatch.setenv("CUPY_TF32", str(int(tf32)))
-    try:
-        sides_of(benchmark, TINY, "torch")
-        assert torch.backends.cuda.matmul.allow_tf32 is tf32
-    finally:
-        torch.set_float32_matmul_precision("highest")
+@pytest.mark.parametrize("name", ["vitnp", "shift-flip"])
+def test_a_gpu_is_done_before_the_clock_stops(benchmark, double, name):
+    side = sides_of(benchmark, TINY, name, device="cuda")[name]
+    for call in side:
+        with strict_cupy.count_syncs() as syncs:
+            call()
+        assert len(syncs) == 1
+
+
+@pytest.mark.parametrize("peer", ["torch", "jax"])
+def test_a_peer_that_finds_no_gpu_says_so(benchmark, peer):
+    module = pytest.importorskip(peer, reason=f"{peer} is not installed")
+    with contextlib.suppress(RuntimeError):
+        if module.cuda.is_available() if peer == "torch" else module.devices("gpu"):
+            pytest.skip("this machine has a GPU")
+    with pytest.raises(ValueError, match=f"^{peer} finds no GPU: .*install"):
+        sides_of(benchmark, TINY, peer, device="cuda")
+
+
+@pytest.mark.parametrize("peer", ["torch", "jax"])
+def test_peers_may_round_to_tf32_where_cupy_may(benchmark, monkeypatch, peer):
+    module = pytest.importorskip(peer, reason=f"{peer} is not installed")
+    for allowed in (True, False):
+        monkeypatch.setenv("CUPY_TF32", str(int(allowed)))
+        sides_of(benchmark, TINY, peer)
+        if peer == "torch":
+            assert module.backends.cuda.matmul.allow_tf32 is allowed
+        else:
+            assert module.config.jax_default_matmul_precision == ("tensorfloat32" if allowed else "float32")
 
 
 def test_memory_on_a_gpu_is_what_it_has_no_longer_free(benchmark, double, monkeypatch):
     free = iter([(9e9, 10e9), (7e9, 10e9)])
     monkeypatch.setattr(sys.modules["cupy"].cuda.runtime, "memGetInfo", lambda: next(free))
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
     sent = []
     args = benchmark.parse([TINY, "--device", "cuda", "--memory"])
     benchmark._use_memory(SimpleNamespace(send=sent.append), "vitnp", TINY, args)
-    assert (sent, os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"]) == ([2000], "false")
+    assert sent == [2000]
 
 
 @pytest.mark.parametrize(
