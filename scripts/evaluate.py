@@ -49,9 +49,8 @@ def folder(settings, root):
 
 
 def finetuned(settings, root):
-    named = {"cifar10": data.load_cifar10, "cifar100": data.load_cifar100, "mnist": data.load_mnist}
-    named |= {"fashion-mnist": data.load_fashion_mnist}
-    return folder(settings, root) if settings["dataset"] == "folder" else named[settings["dataset"]]("test", root)
+    name = settings["dataset"]
+    return folder(settings, root) if name == "folder" else data.NAMED_SETS[name].loader("test", root)
 
 
 TEST_SETS = {"train_digits.py": digits, "train_mnist.py": mnist, "train_cifar.py": cifar, "train_folder.py": folder}

@@ -17,24 +17,19 @@ from pathlib import Path
 import vitnp
 from vitnp import data, train
 from vitnp.checkpoint import is_checkpoint
-from vitnp.data.dataset import whole_number
 from vitnp.folder_runs import hold_out_a_tenth, read_splits
 from vitnp.options import (
     add_download_options,
     add_pretrained_options,
+    check_held_out,
     check_shift,
     grid,
+    load_named_set,
     told_of_pretrained,
     training_parser,
 )
 from vitnp.pretrained import read_scale
 
-SETS = {  # name: how to load it, its classes, its training images
-    "cifar10": (data.load_cifar10, 10, 50_000),
-    "cifar100": (data.load_cifar100, 100, 50_000),
-    "mnist": (data.load_mnist, 10, 60_000),
-    "fashion-mnist": (data.load_fashion_mnist, 10, 60_000),
-}
 HELD_OUT = 1000  # for validation, of a data set that has a name
 
 
@@ -54,16 +49,14 @@ def count_classes(args):
         if (value := getattr(args, option)) is not None:
             name = option.replace("_", "-")
             raise ValueError(f"--{name} is {value}, but {args.dataset} has a test set of its own: leave it out")
-    _, classes, images = SETS[args.dataset]
-    args.held_out = whole_number("--held-out", args.held_out or HELD_OUT, 1, images - 1)
-    return classes
+    check_held_out(args.dataset, args, HELD_OUT)
+    return data.NAMED_SETS[args.dataset].num_classes
 
 
 def load_data(args):
     if args.dataset == "folder":
         return read_splits(args, find_folder(args))
-    load, where = SETS[args.dataset][0], {"root": args.data, "download": args.download, "mirror": args.mirror}
-    return load("train", **where), load("test", **where)
+    return load_named_set(args.dataset, args)
 
 
 def load_start(args, classes):
@@ -149,7 +142,7 @@ def make_parser():
     start.add_argument("--freeze", action="store_true", help="train the new head alone")
     start.add_argument("--scratch", action="store_true", help="the same network, from random weights")
     add_download_options(parser, "the images, a sub-folder per class, or the files of --dataset")
-    parser.add_argument("--dataset", choices=("folder", *SETS), default="folder", help="what to learn")
+    parser.add_argument("--dataset", choices=("folder", *data.NAMED_SETS), default="folder", help="what to learn")
     parser.add_argument("--test-data", type=os.path.abspath, help="another folder, for the test alone")
     parser.add_argument("--test-share", type=float, help="of each class, held out where there is none; 0.1 unless said")
     return parser

@@ -11,18 +11,9 @@ Accuracies are the share of hidden patches whose mean colour, 3 bits a channel, 
 from pathlib import Path
 
 from vitnp import data, train
-from vitnp.data.dataset import whole_number
 from vitnp.folder_runs import hold_out_a_tenth, read_splits
-from vitnp.options import add_download_options, training_parser
+from vitnp.options import add_download_options, check_held_out, load_named_set, training_parser
 from vitnp.pretraining import MaskedTrainer, masked_model
-
-SETS = {  # name: how to load it, its training images
-    "mnist": (data.load_mnist, 60_000),
-    "fashion-mnist": (data.load_fashion_mnist, 60_000),
-    "cifar10": (data.load_cifar10, 50_000),
-    "cifar100": (data.load_cifar100, 50_000),
-}
-
 
 HELD_OUT = 1000  # for validation, of a data set that has a name
 
@@ -36,15 +27,14 @@ def find_folder(args):
 def load_data(args):
     if args.set == "folder":
         return read_splits(args, find_folder(args))
-    where = {"root": args.data, "download": args.download, "mirror": args.mirror}
-    return [SETS[args.set][0](part, **where) for part in ("train", "test")]
+    return load_named_set(args.set, args)
 
 
 def make_model(args):
     if args.set == "folder":
         hold_out_a_tenth(args, find_folder(args)[0])
     else:
-        args.held_out = whole_number("--held-out", args.held_out or HELD_OUT, 1, SETS[args.set][1] - 1)
+        check_held_out(args.set, args, HELD_OUT)
     # how many classes there are is nothing to the network, which predicts colours
     return masked_model(args, {"image_size": args.image_size, "channels": args.channels})
 
@@ -68,7 +58,7 @@ def make_parser():
         held_out=None,  # 1000, or a tenth of a folder
         out=Path("runs/masked"),
     )
-    parser.add_argument("--set", choices=[*SETS, "folder"], default="cifar10", help="the images")
+    parser.add_argument("--set", choices=[*data.NAMED_SETS, "folder"], default="cifar10", help="the images")
     parser.add_argument("--image-size", type=int, default=32, help="pixels on a side that images of a folder have")
     parser.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 for grey, 3 for colour")
     add_download_options(parser, "the data set's files, or images in sub-folders")

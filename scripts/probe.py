@@ -25,15 +25,6 @@ from vitnp.pretrained import read_scale
 ALL = "all"  # as many shots as there are
 
 
-SETS = {
-    "digits": None,  # drawn, not loaded
-    "mnist": data.load_mnist,
-    "fashion-mnist": data.load_fashion_mnist,
-    "cifar10": data.load_cifar10,
-    "cifar100": data.load_cifar100,
-}
-
-
 def load_network(args):
     """Return the model, what its images are normalised with, and the settings of its run, where they are known."""
     if args.pretrained is None:
@@ -46,7 +37,7 @@ def load_network(args):
 
 
 def name_of_set(progress):
-    """Return which data set a run was of, by its script: one of SETS, "folder", or None where nothing tells."""
+    """Return which data set a run was of, by its script: one of --set's, "folder", or None where nothing tells."""
     settings = progress.get("settings", {})
     return {
         "train_digits.py": "digits",
@@ -102,7 +93,7 @@ def load_sets(args, model, progress):
     if name == "digits":  # the very ones of train_digits.py
         count = settings.get("images", 4000) + settings.get("held_out", 1000)
         return data.load_digits(count, args.seed), train_digits.test_set(args.seed)
-    return [SETS[name](part, args.data) for part in ("train", "test")]
+    return [data.NAMED_SETS[name].loader(part, args.data) for part in ("train", "test")]
 
 
 def choose(fit, args):
@@ -173,7 +164,9 @@ def make_parser():
     parser.add_argument("--mean", type=numbers, help="what is taken from its pixels in [0, 1]; the model's, or 0.5")
     parser.add_argument("--std", type=numbers, help="what they are divided by then; the model's, or 0.5")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--set", choices=SETS, help="the images; unless said, those of the checkpoint's run")
+    source.add_argument(
+        "--set", choices=["digits", *data.NAMED_SETS], help="the images; unless said, those of the checkpoint's run"
+    )
     source.add_argument("--folder", type=Path, help="your own images instead: a sub-folder per class")
     parser.add_argument("--test-data", type=Path, help="with --folder: another one, for the test alone; the run's")
     parser.add_argument("--data", type=Path, help="where the data set is, as in training")

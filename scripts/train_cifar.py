@@ -7,19 +7,15 @@ The files are looked for under --data, $VITNP_DATA, the platform's cache folder 
 from pathlib import Path
 
 from vitnp import train
-from vitnp.data import load_cifar10, load_cifar100
-from vitnp.data.dataset import whole_number
-from vitnp.options import add_download_options, training_parser
+from vitnp.options import add_download_options, check_held_out, load_named_set, training_parser
 
 
 def load_data(args):
-    load = load_cifar10 if args.classes == 10 else load_cifar100
-    where = {"root": args.data, "download": args.download, "mirror": args.mirror}
-    return load("train", **where), load("test", **where)
+    return load_named_set(f"cifar{args.classes}", args)
 
 
 def image_fields(args):
-    whole_number("--held-out", args.held_out, 1, 49_999)  # one image less than there are to train on
+    check_held_out(f"cifar{args.classes}", args)
     return {"image_size": 32, "channels": 3, "num_classes": args.classes}
 
 

@@ -7,9 +7,7 @@ The four files are looked for under --data, $VITNP_DATA, the platform's cache fo
 from pathlib import Path
 
 from vitnp import train
-from vitnp.data import load_fashion_mnist, load_mnist
-from vitnp.data.dataset import whole_number
-from vitnp.options import add_download_options, training_parser
+from vitnp.options import add_download_options, check_held_out, load_named_set, training_parser
 
 # Networks so small that they underfit: nothing makes the images harder, and larger steps, and more of them.
 TINY = {
@@ -44,13 +42,11 @@ FAST = {
 
 
 def load_data(args):
-    load = load_fashion_mnist if args.fashion else load_mnist
-    where = {"root": args.data, "download": args.download, "mirror": args.mirror}
-    return load("train", **where), load("test", **where)
+    return load_named_set("fashion-mnist" if args.fashion else "mnist", args)
 
 
 def image_fields(args):
-    whole_number("--held-out", args.held_out, 1, 59_999)  # one image less than there are to train on
+    check_held_out("mnist", args)
     return {"image_size": 28, "channels": 1, "num_classes": 10}
 
 

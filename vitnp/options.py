@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from vitnp.config import POOLS, POSITIONS, ViTConfig
 from vitnp.cores import usable_cores
-from vitnp.data import Augmentation
+from vitnp.data import NAMED_SETS, Augmentation, Dataset
 from vitnp.data.dataset import whole_number
 from vitnp.resuming import option_name
 from vitnp.schedules import DECAYS
@@ -159,6 +159,19 @@ def add_download_options(parser: TrainingParser, layout: str) -> None:
     places.add_argument("--mirror", help="web address of a folder with the archives, asked before the known ones")
     flag = argparse.BooleanOptionalAction
     places.add_argument("--download", action=flag, default=True, help="fetch what is not found")
+
+
+def load_named_set(name: str, args: argparse.Namespace) -> tuple[Dataset, Dataset]:
+    """Return the training and the test set of one of `vitnp.data.NAMED_SETS`, from where these options say."""
+    load, where = NAMED_SETS[name].loader, {"root": args.data, "download": args.download, "mirror": args.mirror}
+    return load("train", **where), load("test", **where)
+
+
+def check_held_out(name: str, args: argparse.Namespace, unless_said: int | None = None) -> None:
+    """Set --held-out where it is not said; DataError, before any image is loaded, where it leaves none to train on."""
+    if args.held_out is None:
+        args.held_out = unless_said
+    whole_number("--held-out", args.held_out, 1, NAMED_SETS[name].training_images - 1)
 
 
 # what load_pretrained may have to be told

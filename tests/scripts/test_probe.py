@@ -149,7 +149,8 @@ def test_a_published_model_without_classifier_is_probed_as_with_one(tmp_path, mo
     assert len(arrays) - len(bare) == 2
     save_file(bare, tmp_path / "bare" / "model.safetensors")
     digits = vitnp.data.load_digits(60)
-    monkeypatch.setitem(script.SETS, "mnist", lambda part, root: digits)
+    stand_in = vitnp.data.NAMED_SETS["mnist"]._replace(loader=lambda part, root: digits)
+    monkeypatch.setitem(vitnp.data.NAMED_SETS, "mnist", stand_in)
     found = []
     for name in ("whole", "bare"):
         options = ["--pretrained", tmp_path / name, "--set", "mnist", "--held-out", 20, "--shots", "1"]
@@ -163,7 +164,8 @@ def test_images_of_another_size_are_scaled_to_the_model_s(tmp_path, monkeypatch,
     model = vitnp.VisionTransformer(vitnp.ViTConfig(image_size=14, channels=3, dim=16, depth=1, mlp_dim=16))
     save_pretrained(model, tmp_path / "vit.npz", layout="google")
     digits = vitnp.data.load_digits(60)
-    monkeypatch.setitem(script.SETS, "mnist", lambda part, root: digits)
+    stand_in = vitnp.data.NAMED_SETS["mnist"]._replace(loader=lambda part, root: digits)
+    monkeypatch.setitem(vitnp.data.NAMED_SETS, "mnist", stand_in)
     options = [
         "--pretrained",
         tmp_path / "vit.npz",

@@ -3,6 +3,7 @@
 digits.py    ten digits rendered on the spot: needs no file and no network
 mnist.py     MNIST and Fashion-MNIST, told apart by their content
 cifar.py     CIFAR-10 and CIFAR-100, in both published forms
+named.py     the table of these four by name
 folder.py    image files in a sub-folder per class; images.py reads one of them, of any kind and mode
 download.py  files from the web that end as the right ones or as none
 files.py     where files are looked for, and whose content it is; idx.py, archives.py and pickles.py read them
@@ -22,14 +23,17 @@ from vitnp.data.folder import ImageFiles, find_images, find_splits, load_folder
 from vitnp.data.idx import read_idx
 from vitnp.data.images import fit_images, read_image
 from vitnp.data.mnist import load_fashion_mnist, load_mnist
+from vitnp.data.named import NAMED_SETS, NamedSet
 
 __all__ = [
+    "NAMED_SETS",
     "Augmentation",
     "Batches",
     "DataError",
     "DataNotice",
     "Dataset",
     "ImageFiles",
+    "NamedSet",
     "channel_statistics",
     "data_roots",
     "find_images",
