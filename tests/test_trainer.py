@@ -890,11 +890,16 @@ def run_on(device, folder):
 def test_a_run_on_any_device_finds_what_one_on_a_cpu_does(tmp_path, backend):
     truth, found = run_on("cpu", tmp_path / "there"), run_on(backend.device, tmp_path / "here")
     for there, here in zip(truth, found, strict=True):
-        assert here == pytest.approx(there, rel=1e-5)
-    checkpoint = vitnp.load_checkpoint(tmp_path / "here" / train.CHECKPOINT, backend.device)
-    trainer = make(model=checkpoint.model, rule=checkpoint.optimizer, average=checkpoint.average, device=backend.device)
-    trainer.restore(tmp_path / "here" / train.CHECKPOINT, checkpoint)
+        assert here == pytest.approx(there, rel=1e-6)
+    before_the_last_epoch = tmp_path / "here" / train.PREVIOUS
+    checkpoint = vitnp.load_checkpoint(before_the_last_epoch, backend.device)
+    assert checkpoint.optimizer.steps == LAST - PER_EPOCH
+    learned = {"model": checkpoint.model, "rule": checkpoint.optimizer, "average": checkpoint.average}
+    trainer = make(**learned, ema=0.9, clip_norm=1.0, device=backend.device, shards=1)
+    trainer.restore(before_the_last_epoch, checkpoint)
     assert trainer.run(0.0) == 0
+    for first, again in zip(found, lines(tmp_path / "here"), strict=True):
+        assert again == pytest.approx(first, rel=1e-6)
 
 
 def test_a_run_waits_for_its_gpu_once_a_step(tmp_path, double, monkeypatch):
